@@ -1,0 +1,52 @@
+"""Who attends to whom, kept as structure and not as an [S,T] array until the block that needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A query attends to a key of its own segment that is not after it.
+
+    q_segments [B,S] and kv_segments [B,T] (None: one segment) hold the document of each token; q_index [S] and
+    kv_index [T] its place in the row or in the cache. `aligned` says that queries and keys are the same tokens in
+    the same order, so that a block of queries needs no key behind its end.
+    """
+
+    q_index: jax.Array
+    kv_index: jax.Array
+    q_segments: jax.Array | None = None
+    kv_segments: jax.Array | None = None
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
+    aligned: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def block(self, q: slice, kv: slice) -> Mask:
+        """The mask of some queries and some keys."""
+        return dataclasses.replace(
+            self,
+            q_index=self.q_index[q],
+            kv_index=self.kv_index[kv],
+            q_segments=None if self.q_segments is None else self.q_segments[:, q],
+            kv_segments=None if self.kv_segments is None else self.kv_segments[:, kv],
+        )
+
+    def dense(self) -> jax.Array | None:
+        """bool [B or 1, 1, S, T], True attends; None when every query attends to every key."""
+        dense = None
+        if self.causal:
+            dense = (self.q_index[:, None] >= self.kv_index[None, :])[None, None]
+        if self.q_segments is not None and self.kv_segments is not None:
+            same = (self.q_segments[:, :, None] == self.kv_segments[:, None, :])[:, None]
+            dense = same if dense is None else dense & same
+        return dense
+
+
+def causal_mask(seq_len: int, segments: jax.Array | None = None) -> Mask:
+    """Self-attention over whole rows of length `seq_len`; `segments` [B,S] keeps packed documents apart."""
+    index = jnp.arange(seq_len)
+    return Mask(index, index, segments, segments, causal=True, aligned=True)

@@ -1,0 +1,64 @@
+"""A parameter declares once what everything else derives from: shape, logical axes, init, weight decay."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.sharding import Axes
+
+Init = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamInfo:
+    """What a parameter declared: `axes` names each dimension of `shape`; `decay` says if weight decay applies."""
+
+    shape: tuple[int, ...]
+    axes: Axes
+    decay: bool
+
+
+def normal(std: float) -> Init:
+    """Normal with standard deviation `std`."""
+    return nnx.initializers.normal(std)
+
+
+zeros: Init = nnx.initializers.zeros
+ones: Init = nnx.initializers.ones
+
+
+def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Init, *, decay: bool = True) -> nnx.Param:
+    """A float32 parameter. Norm scales, biases and positions pass `decay=False`."""
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, decay=decay)
+
+
+def cast(p: nnx.Param, like: jax.Array) -> jax.Array:
+    """The parameter in the dtype of the activation it meets."""
+    return p[...].astype(like.dtype)
+
+
+def split(module: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
+    """(graphdef, params, infos): the parameters as a plain nested dict, and a `ParamInfo` for each."""
+    graphdef, state = nnx.split(module)
+    params = nnx.to_pure_dict(state)
+    infos: dict = {}
+    for path, variable in nnx.to_flat_state(state):
+        meta = variable.get_metadata()
+        node = infos
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        axes = tuple(meta["axes"])
+        node[path[-1]] = ParamInfo(tuple(variable.shape), axes, meta["decay"])
+    return graphdef, params, infos
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    """Flat `layers.attn.q` -> leaf of a nested dict."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, ParamInfo))
+    return {".".join(str(k.key) for k in path): leaf for path, leaf in leaves}

@@ -1,0 +1,52 @@
+"""What the step, the pipeline and the planner ask of an objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+
+class Loss(NamedTuple):
+    """Sums over a batch, all scalars: divided once, after microbatches and hosts have been added."""
+
+    total: jax.Array  # what is minimised
+    nll: jax.Array  # negative log-likelihood alone, nats
+    weight: jax.Array  # number of targets
+
+
+class Score(NamedTuple):
+    """Sums over an evaluation batch."""
+
+    nll: jax.Array  # nats
+    weight: jax.Array  # number of targets
+    n_bytes: jax.Array  # bytes of original text that the targets stand for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Base of the objectives. `model` below is a module of the family the objective is for."""
+
+    def check(self, seq_len: int) -> None:
+        """Refuses a sequence length that the objective cannot work with."""
+
+    def features(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a global batch; the first axis of each is the batch."""
+        raise NotImplementedError
+
+    def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows of tokens as read from the store -> the arrays of `features`, on the host."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
+        """The training loss, summed; `key` drives dropout."""
+        raise NotImplementedError
+
+    def score(
+        self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike
+    ) -> Score:
+        """The evaluation sums; token_bytes [V] int32 gives the bytes each token stands for."""
+        raise NotImplementedError

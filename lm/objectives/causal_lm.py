@@ -1,0 +1,99 @@
+"""Next-token prediction over packed documents.
+
+A row holds seq_len + 1 tokens of the store. One token, `start_id`, ends a document and opens the next, as GPT-2's
+<|endoftext|> does: every document is the input [start, t1 .. tn] with the targets [t1 .. tn, start], so no target is
+wasted and a packed document sees exactly what it would see alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from lm.errors import UserError
+from lm.objectives.base import Loss, Objective, Score
+from lm.objectives.cross_entropy import cross_entropy
+from lm.sharding import constrain
+
+
+class Packed(NamedTuple):
+    """What the step derives from a row: all [B,S]."""
+
+    inputs: jax.Array
+    targets: jax.Array
+    segments: jax.Array  # number of the document within the row
+    positions: jax.Array  # place within the document
+    weights: jax.Array  # 1.0 where the target counts, 0.0 on padding
+
+
+def unpack(tokens: jax.Array, start_id: int, pad_id: int) -> Packed:
+    """tokens [B,S+1] -> inputs, targets, segments, positions and weights."""
+    tokens = constrain(tokens, "act_batch", None)
+    inputs, targets = (constrain(t, "act_batch", "act_seq") for t in (tokens[:, :-1], tokens[:, 1:]))
+    opens = inputs == start_id
+    index = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
+    begins = jax.lax.cummax(jnp.where(opens, index, 0), axis=1)
+    return Packed(
+        inputs,
+        targets,
+        jnp.cumsum(opens, axis=1, dtype=jnp.int32),
+        index - begins,
+        (targets != pad_id).astype(jnp.float32),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalLM(Objective):
+    """`document_mask`: attention and positions start anew with each document. `chunks`: see `cross_entropy`."""
+
+    start_id: int = 1
+    pad_id: int = 0
+    document_mask: bool = True
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    chunks: int = 1
+
+    def __post_init__(self):
+        if self.chunks < 1:
+            raise UserError(f"objective.chunks: expected at least 1, got {self.chunks}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"objective.label_smoothing: expected a rate in [0, 1), got {self.label_smoothing}")
+        if self.z_loss < 0.0:
+            raise UserError(f"objective.z_loss: expected 0 or more, got {self.z_loss}")
+
+    def check(self, seq_len: int) -> None:
+        if seq_len % self.chunks:
+            raise UserError(f"objective.chunks: {self.chunks} does not divide data.seq_len {seq_len}")
+
+    def features(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"tokens": jax.ShapeDtypeStruct((batch_size, seq_len + 1), jnp.int32)}
+
+    def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"tokens": rows["tokens"]}
+
+    def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
+        x, packed = self._hidden(model, batch, dtype, key)
+        head, params = model.head_fn()
+        total, nll = cross_entropy(
+            head, params, x, packed.targets, packed.weights, self.z_loss, self.label_smoothing, self.chunks
+        )
+        return Loss(total, nll, jnp.sum(packed.weights))
+
+    def score(
+        self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike
+    ) -> Score:
+        loss = dataclasses.replace(self, z_loss=0.0, label_smoothing=0.0).loss(model, batch, dtype=dtype, key=None)
+        targets = batch["tokens"][:, 1:]
+        n_bytes = jnp.sum(jnp.where(targets != self.pad_id, token_bytes[targets], 0))
+        return Score(loss.nll, loss.weight, n_bytes)
+
+    def _hidden(self, model, batch, dtype, key):
+        packed = unpack(batch["tokens"], self.start_id, self.pad_id)
+        within = {"positions": packed.positions, "segments": packed.segments} if self.document_mask else {}
+        x, _ = model(packed.inputs, dtype=dtype, key=key, **within)
+        return x, packed

@@ -1,0 +1,1 @@
+"""Training: `setup` builds the step, `loop` drives it, `metrics` shows it."""

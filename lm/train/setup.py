@@ -1,0 +1,171 @@
+"""Everything a run computes with, built in one place: for training, evaluation, compile-only tests and planning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+
+from lm import sharding
+from lm.config import Config
+from lm.models import base as models
+from lm.nn import param
+from lm.optim import make_optimizer, state_axes
+from lm.train import step as steps
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The compiled parts of a run on a mesh. `make` touches no device and runs no operation."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    infos: dict  # ParamInfo of every parameter
+    abstract_state: dict  # ShapeDtypeStructs with shardings: what a checkpoint is restored into
+    batch_shardings: dict[str, NamedSharding]
+    init: Any  # jitted () -> state
+    step: Any  # jitted (state, batch) -> (state, metrics); the state is donated
+    score: Any  # jitted (params, batch, token_bytes) -> Score
+
+    @classmethod
+    def make(cls, config: Config, mesh: jax.sharding.Mesh) -> Setup:
+        """The parts for `config` on `mesh`, whose devices may be those of a topology that is not here."""
+        rules, train = config.rules, config.train
+        model = models.abstract(config.model)
+        axes = _map(lambda i: i.axes, model.infos)
+        decay = _map(lambda i: i.decay, model.infos)
+        tx, schedule = make_optimizer(config.optim, train.steps, decay, axes)
+        keep_ema = config.optim.ema_decay is not None
+
+        def init() -> steps.State:
+            with sharding.scope(mesh, rules):
+                params = models.init(config.model, jax.random.key(train.seed))
+            state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt": tx.init(params)}
+            return state | ({"ema": jax.tree.map(jnp.copy, params)} if keep_ema else {})
+
+        abstract = {
+            "step": jax.ShapeDtypeStruct((), jnp.int32),
+            "params": model.params,
+            "opt": jax.eval_shape(tx.init, model.params),
+        }
+        state_names = {"step": (), "params": axes, "opt": state_axes(tx, model.params, axes)}
+        if keep_ema:
+            abstract["ema"], state_names["ema"] = model.params, axes
+        shardings = sharding.shardings(rules, mesh, state_names, abstract)
+        with_sharding = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+        )
+        features = config.objective.features(config.data.batch_size, config.data.seq_len)
+        batch_axes = {k: ("act_batch", *(None,) * (len(f.shape) - 1)) for k, f in features.items()}
+        batch_shardings = sharding.shardings(rules, mesh, batch_axes, features)
+        replicated = NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+        dtype = compute_dtype(train.precision, mesh)
+        train_step = steps.make_train_step(
+            model.graphdef,
+            config.objective,
+            config.optim,
+            tx,
+            schedule,
+            dtype=dtype,
+            microbatches=train.microbatches,
+            seed=train.seed,
+        )
+        score = steps.make_score_step(model.graphdef, config.objective, dtype=dtype)
+
+        def scoped(f):
+            def traced(*args):
+                with sharding.scope(mesh, rules):
+                    return f(*args)
+
+            traced.__name__ = f.__name__
+            return traced
+
+        return cls(
+            config=config,
+            mesh=mesh,
+            graphdef=model.graphdef,
+            infos=model.infos,
+            abstract_state=with_sharding,
+            batch_shardings=batch_shardings,
+            init=jax.jit(init, out_shardings=shardings),
+            step=jax.jit(
+                scoped(train_step),
+                donate_argnums=0,
+                in_shardings=(shardings, batch_shardings),
+                out_shardings=(shardings, replicated),
+            ),
+            score=jax.jit(
+                scoped(score),
+                in_shardings=(shardings["params"], batch_shardings, replicated),
+                out_shardings=replicated,
+            ),
+        )
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global batch without values."""
+        features = self.config.objective.features(self.config.data.batch_size, self.config.data.seq_len)
+        return {
+            k: jax.ShapeDtypeStruct(f.shape, f.dtype, sharding=self.batch_shardings[k]) for k, f in features.items()
+        }
+
+    def lower(self) -> jax.stages.Lowered:
+        """The train step lowered for the mesh: `.compile()` it without any state at hand."""
+        return self.step.lower(self.abstract_state, self.abstract_batch())
+
+
+def compute_dtype(precision: Precision, mesh: jax.sharding.Mesh) -> DTypeLike:
+    """`auto`: bfloat16 on TPU and GPU, float32 on CPU, whose matmuls gain nothing from it."""
+    if precision == "auto":
+        return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceBytes:
+    """Bytes on each device while the step runs, without activations."""
+
+    params: int
+    optimizer: int
+    gradients: int
+    ema: int
+
+    @property
+    def total(self) -> int:
+        return self.params + self.optimizer + self.gradients + self.ema
+
+
+def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
+    """By arithmetic from axes and rules, for a mesh that need not exist. Raises where the rules do not fit it."""
+    sizes = config.mesh.sizes(n_devices)
+    model = models.abstract(config.model)
+    axes = _map(lambda i: i.axes, model.infos)
+    tx, _ = make_optimizer(config.optim, config.train.steps, _map(lambda i: i.decay, model.infos), axes)
+    opt = jax.eval_shape(tx.init, model.params)
+
+    def size(abstract, names) -> int:
+        def one(path, leaf, axes):
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            spec = sharding.spec_for(config.rules, sizes, axes, leaf.shape, where)
+            return math.prod(sharding.shard_shape(sizes, spec, leaf.shape)) * leaf.dtype.itemsize
+
+        return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, abstract, names)))
+
+    params = size(model.params, axes)
+    optimizer = size(opt, state_axes(tx, model.params, axes))
+    return DeviceBytes(params, optimizer, params, params if config.optim.ema_decay is not None else 0)
+
+
+def _map(f, infos: dict) -> Any:
+    return jax.tree.map(f, infos, is_leaf=lambda x: isinstance(x, param.ParamInfo))
+
+
