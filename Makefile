@@ -1,0 +1,69 @@
+# Needs nothing beforehand but make and a Python (3.11 or newer) that has venv. Everything lives in .venv.
+PYTHON ?= python3
+WORKERS ?= 2
+# Extras installed beside the core; `make test EXTRAS=dev,hf,eval` also runs the tests that compare with torch.
+EXTRAS ?= dev
+# Passed on: `make test ARGS="-k rope"`, `make constraints ARGS=--upgrade`.
+ARGS ?=
+
+comma := ,
+BIN := .venv/bin
+STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: help install quickstart test lint format type bench constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   train, evaluate and sample from a small model on this machine"
+	@echo "make test         run the tests"
+	@echo "make lint type    check style and types"
+	@echo "make format       rewrite the code in the project's style"
+	@echo "make bench        run every benchmark in tools/bench"
+	@echo "make install      make .venv only; EXTRAS=dev,hf,eval,launch chooses what goes in"
+	@echo "make constraints  pin the newest versions that pyproject.toml admits (ARGS=--upgrade to move all)"
+	@echo "make clean        remove .venv and caches; runs/ stays"
+
+install: $(STAMP)
+
+# A stamp, so that a second run installs nothing; it is written last, so that a broken install is tried again.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into .venv (about 2.5 GB, a few minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+quickstart: $(STAMP)
+	$(BIN)/lm train quickstart --workdir runs/quickstart
+	$(BIN)/lm eval runs/quickstart
+	$(BIN)/lm generate runs/quickstart "def read_lines(path):"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	set -e; for f in $(sort $(wildcard tools/bench/[a-z]*.py)); do echo "== $$f"; $(BIN)/python $$f; done
+
+# Resolves for every Python and platform at once; the pins already in the file are kept unless ARGS says otherwise.
+constraints: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make constraints" $(ARGS) pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
