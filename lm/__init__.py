@@ -1,0 +1,33 @@
+"""Pretraining of Transformer language models: `from lm import train, restore, generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm.config import Config
+    from lm.run import generate, restore
+    from lm.training.loop import Result
+
+__all__ = ["generate", "restore", "train"]
+
+
+def train(recipe: str | Config, workdir: str | Path, overrides: Sequence[str] = ()) -> Result:
+    """Trains a recipe (its path or name) or a `Config`, with `a.b=value` overrides; the same call resumes."""
+    from lm import compilation, config
+    from lm.training import loop
+
+    compilation.enable_cache()
+    resolved = config.resolve(recipe, overrides) if isinstance(recipe, str) else config.resolved(recipe, overrides)
+    return loop.train(resolved, workdir)
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: a command that never restores should not wait for Orbax.
+    if name in ("generate", "restore"):
+        from lm import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module 'lm' has no attribute {name!r}")

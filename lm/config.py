@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm import codec
-from lm.data import Data
+from lm.data import Data, SentencePiece
 from lm.errors import UserError, did_you_mean
 from lm.mesh import Mesh
 from lm.models import Model
@@ -23,6 +23,18 @@ from lm.optim import Optimizer
 from lm.sharding import Rules
 
 Origin = Literal["default", "recipe", "command line"]
+
+
+def _positive(section: str, node: Any, *names: str) -> None:
+    for name in names:
+        if getattr(node, name) < 1:
+            raise UserError(f"{section}.{name}: expected at least 1, got {getattr(node, name)}")
+
+
+def _not_negative(section: str, node: Any, *names: str) -> None:
+    for name in names:
+        if getattr(node, name) < 0:
+            raise UserError(f"{section}.{name}: expected 0 or more, got {getattr(node, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +118,11 @@ class Resolved:
 
 def resolve(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
     """The recipe with `a.b=value` overrides applied, checked across sections."""
-    config = load(recipe)
+    return resolved(load(recipe), overrides)
+
+
+def resolved(config: Config, overrides: Sequence[str] = ()) -> Resolved:
+    """A config made in Python, with overrides applied, checked across sections."""
     for assignment in overrides:
         config = codec.override(config, assignment)
     check(config)
@@ -167,11 +183,10 @@ def check(config: Config) -> None:
             f"data.seq_len: {data.seq_len} is beyond the position table of {model.max_seq_len}; "
             f"raise model.max_positions or shorten data.seq_len"
         )
-    vocab_size = data.trained_vocab_size
-    if vocab_size is not None and vocab_size > model.vocab_size:
+    if isinstance(data.tokenizer, SentencePiece) and data.tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"model.vocab_size: {model.vocab_size} is smaller than data.tokenizer.vocab_size {vocab_size}; "
-            f"set them equal"
+            f"model.vocab_size: {model.vocab_size} is smaller than data.tokenizer.vocab_size "
+            f"{data.tokenizer.vocab_size}; set them equal"
         )
     config.objective.check(data.seq_len)
     fixed = config.mesh.n_devices
@@ -202,8 +217,8 @@ def _is_default(config: Config, path: str) -> bool:
     *parents, last = path.split(".")
     for key in parents:
         node = node[key] if isinstance(node, dict) else getattr(node, key)
-        if isinstance(node, dict):
-            return False
+    if isinstance(node, dict):
+        return False
     if last == codec.TYPE:
         return _is_default(config, ".".join(parents)) if parents else True
     for f in dataclasses.fields(node):
@@ -211,15 +226,3 @@ def _is_default(config: Config, path: str) -> bool:
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             return default is not dataclasses.MISSING and default == getattr(node, last)
     return False
-
-
-def _positive(section: str, node: Any, *names: str) -> None:
-    for name in names:
-        if getattr(node, name) < 1:
-            raise UserError(f"{section}.{name}: expected at least 1, got {getattr(node, name)}")
-
-
-def _not_negative(section: str, node: Any, *names: str) -> None:
-    for name in names:
-        if getattr(node, name) < 0:
-            raise UserError(f"{section}.{name}: expected 0 or more, got {getattr(node, name)}")

@@ -17,7 +17,7 @@ from lm.config import Config
 from lm.models import base as models
 from lm.nn import param
 from lm.optim import make_optimizer, state_axes
-from lm.train import step as steps
+from lm.training import step as steps
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

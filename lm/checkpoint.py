@@ -1,0 +1,195 @@
+"""Checkpoints: the state, sharded and written in the background, and beside it all that a restore needs.
+
+A step folder holds three items: `params` (and `ema`), `train` (optimizer state and step) and `meta`, a JSON with the
+resolved config, the tokenizer, the data position and the versions that wrote it. Trees and shapes are compared before
+anything is read, so a wrong checkpoint is a message and not a half-filled model. Orbax renames a finished folder into
+place: what is listed is whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from lm.errors import UserError
+
+# Orbax warns about every tree restored onto other devices, which is what restoring is for.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """`config` is the text of a resolved config; `data` the fingerprint of the data order."""
+
+    config: str
+    tokenizer: bytes
+    examples_seen: int
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+    def encode(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"tokenizer": base64.b64encode(self.tokenizer).decode()}
+
+    @classmethod
+    def decode(cls, tree: dict[str, Any]) -> Meta:
+        return cls(**(tree | {"tokenizer": base64.b64decode(tree["tokenizer"])}))
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. `policy` None opens it for reading only."""
+
+    def __init__(self, workdir: str | Path, policy: Any = None):
+        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        if policy is None and not self.folder.is_dir():
+            raise UserError(f"{workdir}: no checkpoints here; expected the --workdir of a training run")
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        if policy is not None:
+            options = ocp.CheckpointManagerOptions(preservation_policy=_preservation(policy), max_to_keep=None)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def best(self, metric: str) -> int | None:
+        """The kept step with the lowest `metric`, None when none has one."""
+        scored = {s: m[metric] for s in self.steps() if (m := self._manager.metrics(s)) and metric in m}
+        return min(scored, key=scored.__getitem__) if scored else None
+
+    def save(self, step: int, state: dict[str, Any], meta: Meta, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state off the devices and returns; the files are written in the background."""
+        items = {"params": state["params"], "train": {"step": state["step"], "opt": state["opt"]}}
+        if "ema" in state:
+            items["ema"] = state["ema"]
+        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        with self._disk_errors():
+            self._manager.save(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **args), metrics=metrics, force=True
+            )
+
+    def meta(self, step: int) -> Meta:
+        """What stands beside the arrays of a step."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        return Meta.decode(restored["meta"])
+
+    def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a step in the shardings of `abstract_state`."""
+        wanted = {
+            "params": abstract_state["params"],
+            "train": {"step": abstract_state["step"], "opt": abstract_state["opt"]},
+        }
+        if "ema" in abstract_state:
+            wanted["ema"] = abstract_state["ema"]
+        found = self._restore(step, wanted)
+        state = {"step": found["train"]["step"], "params": found["params"], "opt": found["train"]["opt"]}
+        return state | ({"ema": found["ema"]} if "ema" in found else {})
+
+    def restore_params(self, step: int, abstract_params: Any) -> Any:
+        """The weights alone: their moving average where the run kept one."""
+        item = "ema" if "ema" in self._shapes(step) else "params"
+        return self._restore(step, {item: abstract_params})[item]
+
+    def wait(self) -> None:
+        """Until what was saved is on disk."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises what a save in the background ran into, without waiting."""
+        with self._disk_errors():
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        with self._disk_errors():
+            self._manager.close()
+
+    def _restore(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        stored = self._shapes(step)
+        for item, tree in wanted.items():
+            where = f"{self.folder}/{step}/{item}"
+            if item not in stored:
+                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}")
+            _compare(stored[item], _flatten(tree), where)
+        args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
+        restored = self._manager.restore(step, args=args)
+        return {k: restored[k] for k in wanted}
+
+    def _shapes(self, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
+        """item -> path -> shape, as stored."""
+        metadata = self._manager.item_metadata(step)
+        trees = {k: v for k, v in metadata.items() if v is not None and k not in ("meta", "metrics")}
+        return {k: _flatten(getattr(v, "tree", v)) for k, v in trees.items()}
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or "No space left on device" in str(e) or "Disk quota exceeded" in str(e):
+                kept = ", ".join(map(str, self.steps())) or "none"
+                raise UserError(
+                    f"{self.folder}: disk full while saving; steps kept: {kept}; "
+                    f"free space or lower checkpoint.keep_last, then run the same command to go on"
+                ) from e
+            raise
+
+
+def _preservation(policy: Any) -> Any:
+    keep = [policies.LatestN(policy.keep_last)]
+    if policy.keep_every:
+        keep.append(policies.EveryNSteps(policy.keep_every))
+    if policy.keep_best:
+
+        def metric(metrics: dict[str, float]) -> float:
+            if policy.metric not in metrics:
+                raise UserError(f"checkpoint.metric: no {policy.metric!r} among {', '.join(sorted(metrics))}")
+            return metrics[policy.metric]
+
+        keep.append(
+            policies.BestN(get_metric_fn=metric, reverse=True, n=policy.keep_best, keep_checkpoints_without_metrics=False)
+        )
+    return policies.AnyPreservationPolicy(keep)
+
+
+def _flatten(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape. Tuples, lists and named tuples are written alike, as they are after a round trip."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {".".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _key(k: Any) -> str:
+    return str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+
+
+def _compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+    missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    other = [p for p in sorted(wanted.keys() & stored.keys()) if wanted[p] != stored[p]]
+    if not (missing or extra or other):
+        return
+    lines = [f"{p} is {stored[p]} here, expected {wanted[p]}" for p in other[:3]]
+    lines += [f"{p} is missing" for p in missing[:2]] + [f"{p} is not in this model" for p in extra[:2]]
+    n = len(missing) + len(extra) + len(other)
+    more = f" and {n - len(lines)} more" if n > len(lines) else ""
+    if "/train" in where:
+        cause = "saved with another optimizer or another optim.ema_decay"
+    elif not missing and not extra and all(stored[p][1:] == wanted[p][1:] for p in other):
+        cause = "saved with another model.n_layers or model.vocab_size"
+    else:
+        cause = "saved by another model"
+    raise UserError(f"{where}: {'; '.join(lines)}{more}; it was {cause}: restore its config or take a new --workdir")

@@ -1,0 +1,187 @@
+"""The `lm` command. The only place that parses arguments, prints errors without a traceback, and sets exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from lm import errors
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits."""
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
+    code = _run(args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if args.command == "train" and code != errors.EXIT_FINISHED:
+        os._exit(code)  # no exit handlers: in a group of processes they wait for peers that may be gone
+    sys.exit(code)
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        return args.run_command(args)
+    except errors.UserError as e:
+        print(f"lm {args.command}: error: {e}", file=sys.stderr)
+        if args.traceback:
+            traceback.print_exc()
+        return errors.EXIT_USER
+    except KeyboardInterrupt:
+        print(f"lm {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return errors.EXIT_FAILED
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+# Each imports what it needs when it runs: `describe` and `generate` start without TensorFlow.
+
+
+def _train(args: argparse.Namespace) -> int:
+    from lm import compilation, config, distributed
+
+    resolved = config.resolve(args.recipe, args.overrides)
+    if args.distributed or args.coordinator or args.num_processes is not None or args.process_id is not None:
+        distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    compilation.enable_cache()
+    from lm.training import loop
+
+    result = loop.train(resolved, args.workdir)
+    distributed.shutdown()
+    return errors.EXIT_PREEMPTED if result.preempted else errors.EXIT_FINISHED
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from lm import compilation, run
+    from lm.data import open_corpus
+    from lm.evals import report
+    from lm.training import loop
+
+    compilation.enable_cache()
+    restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
+    corpus = open_corpus(restored.config.data)
+    if corpus.tokenizer.fingerprint != restored.tokenizer.fingerprint:
+        raise errors.UserError(
+            f"{restored.config.data.path}: made with another tokenizer than the run {args.workdir}; "
+            f"prepare its data again, or name the right folder with data.path=..."
+        )
+    results = loop.evaluate(restored.setup, restored.params, corpus)
+    report.print_evaluation(results, corpus, f"{args.workdir} at step {restored.step}")
+    return errors.EXIT_FINISHED
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from lm import compilation, run
+    from lm.generation import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        stop=tuple(args.stop),
+    )
+    compilation.enable_cache()
+    generator = run.restore(args.workdir, step=args.step).generator()
+    prompts = args.prompts or [sys.stdin.read()]
+    if len(prompts) == 1:
+        print(prompts[0], end="", flush=True)
+        began, n = time.perf_counter(), 0
+        for piece in generator.stream(prompts[0], sampling):
+            print(piece, end="", flush=True)
+            n += len(piece)
+        print()
+        print(f"({n} characters in {time.perf_counter() - began:.1f} s)", file=sys.stderr)
+    else:
+        for prompt, completion in zip(prompts, generator(prompts, sampling), strict=True):
+            print(f"{prompt}{completion}\n{'-' * 40}")
+    return errors.EXIT_FINISHED
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from lm import config
+    from lm.data import prepare
+
+    prepare(config.resolve(args.recipe, args.overrides).config.data, force=args.force)
+    return errors.EXIT_FINISHED
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from lm import describe
+
+    print(describe.describe(args.target, args.overrides, args.devices))
+    return errors.EXIT_FINISHED
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    if argv and argv[0] in commands:  # intermixed: overrides may stand before, between and after options
+        return commands[argv[0]].parse_intermixed_args(argv[1:])
+    return parser.parse_args(argv)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="lm", description="Pretrain, evaluate and sample Transformer language models in JAX."
+    )
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        p = commands[name] = choices.add_parser(name, help=help, description=help)
+        p.add_argument("--traceback", action="store_true", help="show where an error came from")
+        p.set_defaults(run_command=run, command=name)
+        return p
+
+    recipe = "a recipe: path of a .py file, or its name in configs/"
+    override = "config values, as optim.lr=1e-3 or optim=Lion(lr=1e-4)"
+
+    p = command("train", _train, "train a recipe; the same command resumes")
+    p.add_argument("recipe", help=recipe)
+    p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
+    p.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, config")
+    p.add_argument("--distributed", action="store_true", help="one of many processes, found by JAX (TPU pod, Slurm)")
+    p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with the next two")
+    p.add_argument("--num-processes", type=int)
+    p.add_argument("--process-id", type=int)
+
+    p = command("eval", _eval, "loss, perplexity and bits per byte of a run on its validation data")
+    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
+    p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
+
+    p = command("generate", _generate, "continue prompts with a run's model")
+    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("prompts", nargs="*", help="one or more; none: standard input")
+    p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
+    p.add_argument("--max-new-tokens", type=int, default=128)
+    p.add_argument("--temperature", type=float, default=0.8, help="0: greedy (default: %(default)s)")
+    p.add_argument("--top-k", type=int, default=0, help="0: off")
+    p.add_argument("--top-p", type=float, default=0.95)
+    p.add_argument("--min-p", type=float, default=0.0)
+    p.add_argument("--repetition-penalty", type=float, default=1.0)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
+
+    p = command("prepare", _prepare, "train the tokenizer and tokenise the corpus of a recipe")
+    p.add_argument("recipe", help=recipe)
+    p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
+    p.add_argument("--force", action="store_true", help="throw away what is there and begin anew")
+
+    p = command("describe", _describe, "the resolved config, its size and its cost, without running it")
+    p.add_argument("target", help="a recipe, or the folder of a run")
+    p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
+    p.add_argument("--devices", type=int, help="devices to lay it out on (default: what the mesh asks for, else 1)")
+    return parser, commands

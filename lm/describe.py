@@ -1,0 +1,73 @@
+"""What a config is and costs, as text: every value with its origin, parameters, FLOPs, bytes per device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from lm import codec, config as configs
+from lm.config import Resolved
+from lm.models import base as models
+from lm.training.setup import device_bytes
+
+
+def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None = None) -> str:
+    """For a recipe (path or name) or the folder of a run. `n_devices` defaults to the mesh's, else 1."""
+    resolved = _resolve(target, overrides)
+    config = resolved.config
+    model = models.abstract(config.model)
+    flops = models.flops_per_token(config.model, model.infos, config.data.seq_len)
+    n = n_devices or config.mesh.n_devices or 1
+    configs.check_mesh(config, n)
+    memory = device_bytes(config, n)
+    mesh = " x ".join(f"{a}={s}" for a, s in config.mesh.sizes(n).items() if s > 1) or "one device"
+    tokens = config.data.batch_size * config.data.seq_len
+    lines = [*_values(resolved), ""]
+    facts = {
+        "parameters": f"{models.count(model.infos):,}",
+        "tokens per step": f"{tokens:,}",
+        "tokens in all": f"{tokens * config.train.steps:,}",
+        "FLOPs per token": f"{flops.full:.4g} (full attention), {flops.causal:.4g} (causal)",
+        "FLOPs in all": f"{flops.full * tokens * config.train.steps:.3g} (full attention)",
+        "mesh": f"{n} device(s): {mesh}",
+        "bytes per device": f"{_gib(memory.total)}, activations not counted",
+        "  params": _gib(memory.params),
+        "  optimizer": _gib(memory.optimizer),
+        "  gradients": _gib(memory.gradients),
+    }
+    if memory.ema:
+        facts["  ema"] = _gib(memory.ema)
+    width = max(map(len, facts))
+    return "\n".join(lines + [f"{k:<{width}}  {v}" for k, v in facts.items()])
+
+
+def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
+    stored = Path(target) / "config.json"
+    if not stored.is_file():
+        return configs.resolve(target, overrides)
+    resolved = Resolved.from_json(stored.read_text(), str(stored))
+    config = resolved.config
+    for assignment in overrides:
+        config = codec.override(config, assignment)
+    origins = resolved.origins | {a.partition("=")[0]: "command line" for a in overrides}
+    configs.check(config)
+    return dataclasses.replace(resolved, config=config, origins=origins)
+
+
+def _values(resolved: Resolved) -> list[str]:
+    flat = codec.flatten(codec.encode(resolved.config))
+    rows = []
+    for path, value in flat.items():
+        if path.rpartition(".")[2] == codec.TYPE:
+            path, value = path.removesuffix(codec.TYPE).rstrip("."), value.rpartition(".")[2]
+            if path:
+                rows.append((path, value, resolved.origins.get(f"{path}.{codec.TYPE}", "default")))
+        else:
+            rows.append((path, repr(value), resolved.origins.get(path, "default")))
+    widths = [max(len(r[i]) for r in rows) for i in (0, 1)]
+    return [f"{p:<{widths[0]}}  {v:<{widths[1]}}  {o}" for p, v, o in rows]
+
+
+def _gib(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"

@@ -1,0 +1,98 @@
+"""Many processes as one: start-up, who writes, and stopping together.
+
+The only module that looks at signals. With one process, SIGTERM and Ctrl-C set a flag that the loop polls. With many,
+JAX's preemption service catches SIGTERM and `should_stop` answers alike on all of them at the same step; a Python
+handler installed after `initialize` would disable it, so none is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import jax
+
+from lm.errors import UserError
+
+
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Joins the processes of this run. Without arguments JAX detects the cluster (TPU pod, Slurm)."""
+    given = (coordinator is not None, num_processes is not None, process_id is not None)
+    if any(given) and not all(given):
+        raise UserError("--coordinator, --num-processes and --process-id belong together; give all three or none")
+    kwargs = {}
+    if coordinator is not None:
+        kwargs = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+            # Without it process 0 listens on all interfaces.
+            "coordinator_bind_address": coordinator if process_id == 0 else None,
+        }
+    jax.distributed.initialize(**kwargs)
+    if num_processes is not None and jax.process_count() != num_processes:
+        raise RuntimeError(f"expected {num_processes} processes, JAX sees {jax.process_count()}")
+
+
+def shutdown() -> None:
+    """Leaves together: without it the peers of a finished process die of a lost heartbeat."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def is_main() -> bool:
+    """True on the one process that writes metrics and talks to the terminal."""
+    return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """True everywhere if it is true anywhere. A collective: every process must call it."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(int(flag)).max())
+
+
+def barrier(name: str) -> None:
+    """Waits for every process."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+class StopSignal:
+    """`with StopSignal() as stop`: `stop.requested(step)` turns true at the step where all processes should save."""
+
+    def __init__(self) -> None:
+        self._flag = threading.Event()
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # called as a library: the signals belong to the caller
+        if jax.process_count() == 1:
+            for s in (signal.SIGTERM, signal.SIGINT):
+                self._old[s] = signal.signal(s, self._handle)
+        else:  # Ctrl-C becomes the notice that the preemption service spreads
+            self._old[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for s, handler in self._old.items():
+            signal.signal(s, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._flag.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: do not wait for the save
+        self._flag.set()
+
+    def requested(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._flag.is_set()
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,85 @@
+"""Loss, perplexity and bits per byte on the validation split of each source, beside general-purpose compressors.
+
+Bits per byte counts the bytes of the original text that the predicted tokens stand for, so models with different
+tokenizers compare.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import lzma
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from lm.objectives import Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """`loss` in nats per token; sums are kept so that sources add up."""
+
+    nats: float
+    tokens: int
+    n_bytes: int
+
+    @property
+    def loss(self) -> float:
+        return self.nats / max(self.tokens, 1)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / max(self.n_bytes, 1)
+
+    def record(self) -> dict[str, float]:
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.n_bytes,
+        }
+
+
+def evaluate(score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: jax.Array) -> Perplexity:
+    """Sums `score(params, batch, token_bytes)` over batches; the device is awaited once, at the end."""
+    sums: list[Score] = [score(params, batch, token_bytes) for batch in batches]
+    host = jax.device_get(sums)
+    return Perplexity(
+        nats=sum(float(s.nll) for s in host),
+        tokens=round(sum(float(s.weight) for s in host)),
+        n_bytes=sum(int(s.n_bytes) for s in host),
+    )
+
+
+def total(results: Mapping[str, Perplexity]) -> Perplexity:
+    """All sources as one."""
+    return Perplexity(
+        nats=sum(r.nats for r in results.values()),
+        tokens=sum(r.tokens for r in results.values()),
+        n_bytes=sum(r.n_bytes for r in results.values()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """Bits per byte of `gzip -9` and `xz -9` over a text taken as one stream."""
+
+    gzip: float
+    xz: float
+
+
+def compress(text: bytes) -> Compressed:
+    n = max(len(text), 1)
+    gzip = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return Compressed(
+        gzip=8 * len(gzip.compress(text) + gzip.flush()) / n,
+        xz=8 * len(lzma.compress(text, preset=9)) / n,
+    )

@@ -1,0 +1,39 @@
+"""The table that ends an evaluation: the model beside gzip and xz on the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from lm.data import Corpus
+from lm.evals.perplexity import Perplexity, compress, total
+
+
+def print_evaluation(results: Mapping[str, Perplexity], corpus: Corpus, title: str) -> None:
+    """One row a source. gzip and xz compress its whole validation split as one stream."""
+    table = Table(title=f"validation, {title}", title_justify="left")
+    for column in ("source", "loss", "perplexity", "bits/byte", "gzip -9", "xz -9"):
+        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
+    rows = dict(results)
+    if len(rows) > 1:
+        rows["total"] = total(results)
+    texts = {name: validation_text(corpus, name) for name in results}
+    texts["total"] = b"".join(texts.values())
+    for name, r in rows.items():
+        c = compress(texts[name])
+        table.add_row(
+            name, f"{r.loss:.4f}", f"{r.perplexity:.2f}", f"{r.bits_per_byte:.4f}", f"{c.gzip:.4f}", f"{c.xz:.4f}"
+        )
+    Console(highlight=False).print(table)
+
+
+def validation_text(corpus: Corpus, source: str) -> bytes:
+    """The original bytes of a source's validation split, from its tokens (the tokenizer loses nothing)."""
+    store, tokenizer = corpus.validation[source], corpus.tokenizer
+    tokens = store.tokens[0 : store.n_tokens]
+    ends = (tokens == tokenizer.eos_id).nonzero()[0]
+    starts = [0, *(ends + 1)]
+    documents = (tokens[a:b] for a, b in zip(starts, ends, strict=False))
+    return b"".join(tokenizer.decode(d.tolist()).encode() for d in documents)

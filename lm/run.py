@@ -1,0 +1,87 @@
+"""The library face of a finished or running run: `restore(workdir)` and what can be done with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import codec, config as configs
+from lm.checkpoint import Checkpoints
+from lm.config import Config, Resolved
+from lm.data import Tokenizer
+from lm.errors import UserError
+from lm.generation import Generator, Sampling
+from lm.mesh import Mesh, make_mesh
+from lm.training.setup import Setup, compute_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The weights of one step (their moving average where one is kept) and all that belongs to them."""
+
+    resolved: Resolved
+    step: int
+    setup: Setup
+    params: dict
+    tokenizer: Tokenizer
+
+    @property
+    def config(self) -> Config:
+        return self.resolved.config
+
+    def generator(self) -> Generator:
+        """Text from this run's model."""
+        objective = self.config.objective
+        return Generator(
+            self.config.model,
+            self.params,
+            self.tokenizer,
+            start_id=objective.start_id,
+            pad_id=objective.pad_id,
+            dtype=compute_dtype(self.config.train.precision, self.setup.mesh),
+        )
+
+
+def restore(
+    workdir: str | Path,
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    mesh: jax.sharding.Mesh | None = None,
+) -> Run:
+    """The run in `workdir` at `step` (default: the latest), on `mesh` (default: its config's, else all devices as fsdp).
+
+    Needs nothing but the folder: config and tokenizer come out of the checkpoint.
+    """
+    checkpoints = Checkpoints(workdir)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{workdir}: no finished checkpoint here yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    step = steps[-1] if step is None else step
+    meta = checkpoints.meta(step)
+    resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
+    config = resolved.config
+    for assignment in overrides:
+        config = codec.override(config, assignment)
+    configs.check(config)
+    resolved = dataclasses.replace(resolved, config=config)
+    if mesh is None:
+        fits = config.mesh.n_devices in (None, jax.device_count())
+        mesh = make_mesh(config.mesh if fits else Mesh())
+    setup = Setup.make(config, mesh)
+    params = checkpoints.restore_params(step, setup.abstract_state["params"])
+    checkpoints.close()
+    return Run(resolved, step, setup, params, Tokenizer.from_bytes(meta.tokenizer))
+
+
+def generate(run: Run | str | Path, prompts: str | Sequence[str], **sampling: Any) -> list[str]:
+    """Completions of one or several prompts: `generate("runs/q", "def main", temperature=0.0)`."""
+    run = run if isinstance(run, Run) else restore(run)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    return run.generator()(prompts, Sampling(**sampling))
