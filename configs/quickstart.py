@@ -20,6 +20,7 @@ config = Config(
         tokenizer=SentencePiece(vocab_size=VOCAB_SIZE),
         seq_len=256,
         batch_size=16,
+        validation_fraction=0.02,
     ),
     objective=CausalLM(),
     optim=Muon(lr=0.01, schedule=Cosine(warmup_steps=20)),

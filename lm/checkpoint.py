@@ -56,7 +56,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(read_only=True)
         if policy is not None:
             options = ocp.CheckpointManagerOptions(preservation_policy=_preservation(policy), max_to_keep=None)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "train")}
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()}
+        )
 
     def steps(self) -> list[int]:
         """The steps that can be restored, ascending."""
@@ -65,11 +68,6 @@ class Checkpoints:
     def latest(self) -> int | None:
         steps = self.steps()
         return steps[-1] if steps else None
-
-    def best(self, metric: str) -> int | None:
-        """The kept step with the lowest `metric`, None when none has one."""
-        scored = {s: m[metric] for s in self.steps() if (m := self._manager.metrics(s)) and metric in m}
-        return min(scored, key=scored.__getitem__) if scored else None
 
     def save(self, step: int, state: dict[str, Any], meta: Meta, metrics: dict[str, float] | None = None) -> None:
         """Copies the state off the devices and returns; the files are written in the background."""

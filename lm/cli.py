@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from lm import errors
 
@@ -132,10 +133,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(errors.EXIT_USER, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(
-        prog="lm", description="Pretrain, evaluate and sample Transformer language models in JAX."
-    )
+    parser = _Parser(prog="lm", description="Pretrain, evaluate and sample Transformer language models in JAX.")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands: dict[str, argparse.ArgumentParser] = {}
 
@@ -183,5 +187,5 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p = command("describe", _describe, "the resolved config, its size and its cost, without running it")
     p.add_argument("target", help="a recipe, or the folder of a run")
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
-    p.add_argument("--devices", type=int, help="devices to lay it out on (default: what the mesh asks for, else 1)")
+    p.add_argument("--devices", type=int, help="devices to lay it out on (default: the fewest that fit the mesh)")
     return parser, commands

@@ -2,17 +2,19 @@
 
 Every error is a `UserError` that starts with the dotted path. Nothing is coerced but int to float.
 A field annotated with a base dataclass takes any subclass: in JSON by `"_type": "package.module.Class"`,
-on the command line by name (`optim=Lion` keeps the fields that both classes share) or as a call
-(`optim=Lion(lr=1e-4)`).
+on the command line by name (`optim=Lion` keeps what was set in the fields that both classes share) or as a call
+(`optim=Lion(lr=1e-4)`: all else is Lion's default).
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 import importlib
 import math
+import sys
 import types
 import typing
 from typing import Any
@@ -41,7 +43,7 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, at)
     if origin in (typing.Union, types.UnionType):
         return _decode_union(args, value, at)
@@ -56,33 +58,40 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
             raise UserError(f"{at}: expected a dict, got {value!r}")
         return {decode(args[0], k, at): decode(args[1], v, f"{at}.{k}") for k, v in value.items()}
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if type(value) is not kind:
-        raise UserError(f"{at}: expected {_name(kind)}, got {value!r}")
+        raise UserError(f"{at}: expected {_name(kind)}, got {value!r}{_way_out(kind, value, at)}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{at}: expected a finite number, got {value!r}")
     return value
 
 
-def override(config: Any, assignment: str) -> Any:
-    """`config` with the field at a dotted path replaced: `override(c, "optim.lr=1e-3")`."""
-    path, equals, text = assignment.partition("=")
-    if not equals or not path:
-        raise UserError(f"{assignment!r}: expected path=value, for example optim.lr=1e-3")
-    return _replace(config, path.split("."), parse(text, path), path)
+def override(config: Any, *assignments: str) -> Any:
+    """`config` with the fields at dotted paths replaced: `override(c, "optim.lr=1e-3", "train.steps=5")`.
+
+    The result is checked as a whole, what `config` held before included, so that the order of the assignments does not
+    matter (`model.d_model=128 model.n_heads=4` either way).
+    """
+    for assignment in assignments:
+        path, value = _assignment(assignment)
+        config = _replace(type(config), config, path.split("."), value, path)
+    return decode(type(config), encode(config))
 
 
-def parse(text: str, at: str = "") -> Any:
-    """A command-line value: a Python literal, a class name or a call with keywords, else the text itself."""
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
+def assigned(assignment: str) -> set[str]:
+    """The leaf paths that an assignment names: `optim=Lion(lr=1e-4)` -> `optim._type` and `optim.lr`."""
+    path, value = _assignment(assignment)
+    return set(flatten(value, path))
+
+
+def parse(text: str) -> Any:
+    """A command-line value: a Python literal, a call with keywords, a list or dict of them, else the text itself.
+
+    A bare word is text, but for true, false and none.
+    """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        return text
-    try:
-        return _literal(node, at)
-    except _NotLiteral:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError):  # TypeError: an unhashable key
         return text
 
 
@@ -100,6 +109,13 @@ def field_types(kind: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
+def is_default(f: dataclasses.Field, value: Any) -> bool:
+    """Whether `value` is what the field has when nothing is said."""
+    if f.default_factory is not dataclasses.MISSING:
+        return value == f.default_factory()
+    return f.default is not dataclasses.MISSING and value == f.default
+
+
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -107,9 +123,11 @@ def _decode_dataclass(kind: type, value: Any, at: str) -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, dict):
-        raise UserError(f"{at}: expected {_name(kind)}, got {value!r}{_known_classes(kind)}")
+        raise UserError(
+            f"{at or kind.__name__}: expected {_name(kind)}, got {value!r}; {_known_classes(kind, '(...)')}"
+        )
     if TYPE in value:
-        kind = resolve_class(kind, value[TYPE], at)
+        kind = resolve_class(kind, value[TYPE], at or kind.__name__)
     hints = field_types(kind)
     fields = {}
     for k, v in value.items():
@@ -117,11 +135,12 @@ def _decode_dataclass(kind: type, value: Any, at: str) -> Any:
             continue
         where = f"{at}.{k}" if at else k
         if k not in hints:
-            raise UserError(f"{where}: {kind.__name__} has no field {k!r}{did_you_mean(k, hints)}")
+            raise UserError(f"{where}: {kind.__name__} has no field {k!r}{did_you_mean(str(k), hints)}")
         fields[k] = decode(hints[k], v, where)
     missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in fields]
     if missing:
-        raise UserError(f"{at or kind.__name__}: {kind.__name__} needs {', '.join(missing)}")
+        example = f"{kind.__name__}({', '.join(f'{name}=...' for name in missing)})"
+        raise UserError(f"{at or kind.__name__}: {kind.__name__} needs {', '.join(missing)}; write {example}")
     return kind(**fields)
 
 
@@ -150,42 +169,64 @@ def _decode_tuple(args: tuple, value: Any, at: str) -> tuple:
     return tuple(decode(a, v, f"{at}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
 
 
-def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
+def _assignment(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise UserError(f"{text!r}: expected path=value, for example optim.lr=1e-3")
+    return path, parse(value)
+
+
+def _replace(kind: Any, node: Any, keys: list[str], value: Any, path: str) -> Any:
+    """`node`, annotated as `kind`, with the value below `keys` replaced; the node itself is not checked again."""
     at = path if len(keys) == 1 else path[: -len(".".join(keys[1:])) - 1]
     key, rest = keys[0], keys[1:]
     if isinstance(node, dict):
         if key not in node and rest:
             raise UserError(f"{at}: no entry {key!r}{did_you_mean(key, node)}")
-        return node | {key: _replace(node[key], rest, value, path) if rest else value}
+        of = next(typing.get_args(k)[1] for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is dict)
+        return node | {key: _replaced(of, node.get(key), rest, value, path, at)}
     if not dataclasses.is_dataclass(node):
         parent = at.rpartition(".")[0]
         raise UserError(f"{at}: {parent} is {node!r}, which has no fields; set {parent} itself")
     hints = field_types(type(node))
     if key not in hints:
         raise UserError(f"{at}: {type(node).__name__} has no field {key!r}{did_you_mean(key, hints)}")
-    old = getattr(node, key)
-    if rest:
-        new = decode(hints[key], encode(_replace(old, rest, value, path)), at)
-    else:
-        new = decode(hints[key], _carry(hints[key], old, value, at), at)
-    return dataclasses.replace(node, **{key: new})
+    new = copy.copy(node)
+    object.__setattr__(new, key, _replaced(hints[key], getattr(node, key), rest, value, path, at))
+    return new
+
+
+def _replaced(kind: Any, old: Any, rest: list[str], value: Any, path: str, at: str) -> Any:
+    return _replace(kind, old, rest, value, path) if rest else decode(kind, _carry(kind, old, value, at), at)
 
 
 def _carry(kind: Any, old: Any, value: Any, at: str) -> Any:
-    """A class given by its bare name keeps the fields it shares with the value it replaces."""
-    bases = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+    """A class given by its bare name keeps what was set in the fields it shares with the value it replaces.
+
+    A default of the old class does not replace that of the new one: Adafactor does not clip because AdamW did.
+    """
+    bases = [k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)]
     if not bases:
         return value
     if isinstance(value, str) and str not in typing.get_args(kind):
         new = resolve_class(bases[0], value, at)
-        shared = {} if not dataclasses.is_dataclass(old) else encode(old)
-        return {TYPE: _path(new)} | {k: v for k, v in shared.items() if k in field_types(new)}
+        needed = {f.name: _required(f) for f in dataclasses.fields(new)}
+        kept = {TYPE: _path(new)}
+        for f in dataclasses.fields(old) if dataclasses.is_dataclass(old) else ():
+            v = getattr(old, f.name)
+            if f.name in needed and (needed[f.name] or not is_default(f, v)):
+                kept[f.name] = encode(v)
+        return kept
     return value
 
 
-def resolve_class(base: type, name: str, at: str) -> type:
+def resolve_class(base: type, name: Any, at: str) -> type:
     """The dataclass called `name` (short or dotted) that is `base` or one of its subclasses."""
     known = {c.__name__: c for c in _subclasses(base)}
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(
+            f"{at}: expected the name of a class or Name(field=value), got {name!r}; {_known_classes(base)}"
+        )
     if name in known:
         return known[name]
     module, _, short = name.rpartition(".")
@@ -196,33 +237,28 @@ def resolve_class(base: type, name: str, at: str) -> type:
     except (ImportError, AttributeError) as e:
         raise UserError(f"{at}: cannot find the class {name!r}: {e}; is its package installed?") from e
     if not (isinstance(found, type) and issubclass(found, base) and dataclasses.is_dataclass(found)):
-        raise UserError(f"{at}: expected a {base.__name__}, got the class {name!r}")
+        raise UserError(f"{at}: expected {base.__name__}, got the class {name!r}; {_known_classes(base)}")
     return found
 
 
 def _subclasses(base: type) -> list[type]:
     """`base` (unless it only exists to be subclassed) and everything below it that has been imported."""
-    below = [c for sub in base.__subclasses__() for c in _subclasses(sub)]
-    return below if below else [base]
+    direct: list[type] = base.__subclasses__()
+    return [c for sub in direct for c in _subclasses(sub)] or [base]
 
 
-class _NotLiteral(Exception):
-    pass
-
-
-def _literal(node: ast.expr, at: str) -> Any:
+def _literal(node: ast.expr) -> Any:
     match node:
+        case ast.Name(id=word):
+            return _WORDS.get(word.lower(), word)
         case ast.Call(func=func, args=[], keywords=keywords) if all(k.arg for k in keywords):
-            return {TYPE: ast.unparse(func)} | {str(k.arg): _literal(k.value, at) for k in keywords}
+            return {TYPE: ast.unparse(func)} | {str(k.arg): _literal(k.value) for k in keywords}
         case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_literal(k, at): _literal(v, at) for k, v in zip(keys, values, strict=True) if k is not None}
+            return {_literal(k): _literal(v) for k, v in zip(keys, values, strict=True) if k is not None}
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
-            return [_literal(e, at) for e in elements]
+            return [_literal(e) for e in elements]
         case _:
-            try:
-                return ast.literal_eval(node)
-            except (ValueError, TypeError, SyntaxError) as e:
-                raise _NotLiteral from e
+            return ast.literal_eval(node)
 
 
 def _required(f: dataclasses.Field) -> bool:
@@ -233,9 +269,19 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _way_out(kind: Any, value: Any, at: str) -> str:
+    if kind is int and type(value) is float and value.is_integer():
+        return f"; write {int(value)}"
+    if kind is bool:
+        return "; write true or false"
+    if kind is str and type(value) in (int, float, bool, type(None)):
+        return f"""; for text write {at}='"{value}"'"""
+    return ""
+
+
 def _name(kind: Any) -> str:
     return "None" if kind is type(None) else getattr(kind, "__name__", None) or str(kind)
 
 
-def _known_classes(kind: type) -> str:
-    return f"; one of {', '.join(sorted(c.__name__ for c in _subclasses(kind)))}"
+def _known_classes(kind: type, call: str = "") -> str:
+    return f"one of {', '.join(sorted(c.__name__ + call for c in _subclasses(kind)))}"

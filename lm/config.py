@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Sequence
+import math
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,17 +126,20 @@ def resolve(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
 
 def resolved(config: Config, overrides: Sequence[str] = ()) -> Resolved:
     """A config made in Python, with overrides applied, checked across sections."""
-    for assignment in overrides:
-        config = codec.override(config, assignment)
+    return overridden(Resolved(config, dict(_origins(config))), overrides)
+
+
+def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
+    """The same with overrides applied, checked across sections: types and values, what was there before included."""
+    config = codec.override(before.config, *overrides)
     check(config)
-    encoded = codec.encode(config)
-    set_paths = [a.partition("=")[0] for a in overrides]
-    origins: dict[str, Origin] = {}
-    for path in codec.flatten(encoded):
-        if any(path == p or path.startswith(p + ".") for p in set_paths):
+    given = {p.removesuffix(f".{codec.TYPE}") for a in overrides for p in codec.assigned(a)}
+    old, origins = codec.flatten(codec.encode(before.config)), dict(_origins(config))
+    for path, value in codec.flatten(codec.encode(config)).items():
+        if path.removesuffix(f".{codec.TYPE}") in given:
             origins[path] = "command line"
-        else:
-            origins[path] = "default" if _is_default(config, path) else "recipe"
+        elif path in before.origins and path in old and old[path] == value:
+            origins[path] = before.origins[path]
     return Resolved(config, origins)
 
 
@@ -141,43 +147,53 @@ def load(recipe: str) -> Config:
     """The `config` of a recipe file."""
     path = find_recipe(recipe)
     spec = importlib.util.spec_from_file_location(f"lm_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path}: cannot be loaded as Python; a recipe is a .py file")
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the annotations of classes that a recipe defines are looked up
     try:
         spec.loader.exec_module(module)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    except (SyntaxError, TypeError, NameError, ImportError, AttributeError) as e:
-        raise UserError(f"{path}: {type(e).__name__}: {e}") from e
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: expected `config = Config(...)`, got {type(config).__name__}")
-    return config
+    except Exception as e:  # whatever a recipe raises is a mistake in the recipe
+        what = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        raise UserError(f"{path}:{_line(path, e)}: {' '.join(what.split())}") from e
+    if not hasattr(module, "config"):
+        raise UserError(f"{path}: expected `config = Config(...)`, got no `config`")
+    if not isinstance(module.config, Config):
+        raise UserError(f"{path}: expected `config = Config(...)`, got {type(module.config).__name__}")
+    return module.config
+
+
+def _line(path: Path, e: Exception) -> int | None:
+    """The line of the recipe that raised."""
+    if isinstance(e, SyntaxError) and e.filename == str(path):
+        return e.lineno
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+    return lines[-1] if lines else None
 
 
 def find_recipe(recipe: str) -> Path:
     """The file a recipe's path or name stands for."""
     path = Path(recipe)
-    if path.suffix == ".py" or path.exists():
+    if path.suffix == ".py":
         if not path.is_file():
-            raise UserError(f"{recipe}: no such recipe file")
+            raise UserError(f"{recipe}: no such recipe file{did_you_mean(path.name, _names(path.parent))}")
         return path
     folders = [Path("configs"), Path(__file__).resolve().parent.parent / "configs"]
     for folder in folders:
         if (folder / f"{recipe}.py").is_file():
             return folder / f"{recipe}.py"
-    known = {f.stem for folder in folders if folder.is_dir() for f in folder.glob("*.py")}
+    known = {name.removesuffix(".py") for folder in folders for name in _names(folder)}
     raise UserError(f"{recipe}: no recipe of that name{did_you_mean(recipe, known)}")
+
+
+def _names(folder: Path) -> list[str]:
+    return [f.name for f in folder.glob("*.py")] if folder.is_dir() else []
 
 
 def check(config: Config) -> None:
     """Refuses what cannot work, before a device is touched. Sections check themselves; this checks across them."""
     data, model, train = config.data, config.model, config.train
     if data.batch_size % train.microbatches:
-        raise UserError(
-            f"train.microbatches: {train.microbatches} does not divide data.batch_size {data.batch_size}"
-        )
+        raise UserError(f"train.microbatches: {train.microbatches} does not divide data.batch_size {data.batch_size}")
     if model.max_seq_len is not None and data.seq_len > model.max_seq_len:
         raise UserError(
             f"data.seq_len: {data.seq_len} is beyond the position table of {model.max_seq_len}; "
@@ -189,40 +205,40 @@ def check(config: Config) -> None:
             f"{data.tokenizer.vocab_size}; set them equal"
         )
     config.objective.check(data.seq_len)
-    fixed = config.mesh.n_devices
-    if fixed is not None:
-        check_mesh(config, fixed)
+    config.optim.schedule.make(config.optim.lr, train.steps)  # raises where the run is too short for it
+    check_mesh(config, config.mesh.min_devices)  # what fails on the smallest mesh fails on all
 
 
 def check_mesh(config: Config, n_devices: int) -> None:
     """The batch and sequence against the mesh of `n_devices`."""
     sizes = config.mesh.sizes(n_devices)
-    shards = 1
-    for axis in config.rules.spec(("act_batch",)):
-        for a in (axis,) if isinstance(axis, str) else axis or ():
-            shards *= sizes[a]
+    placement = config.rules.act_batch or ()
+    axes = (placement,) if isinstance(placement, str) else placement
+    shards = math.prod(sizes[a] for a in axes)
     rows = config.data.batch_size // config.train.microbatches
     if rows % shards:
         micro = f" / train.microbatches {config.train.microbatches}" if config.train.microbatches > 1 else ""
         raise UserError(
             f"data.batch_size: {config.data.batch_size}{micro} is not divisible by the {shards} data shards of the "
-            f"mesh (data x fsdp x expert); set a multiple of {shards * config.train.microbatches}"
+            f"mesh ({' x '.join(f'{a}={sizes[a]}' for a in axes)}); "
+            f"set a multiple of {shards * config.train.microbatches}"
         )
     if config.data.seq_len % sizes["seq"]:
-        raise UserError(f"data.seq_len: {config.data.seq_len} is not divisible by mesh.seq {sizes['seq']}")
+        raise UserError(
+            f"data.seq_len: {config.data.seq_len} is not divisible by mesh.seq {sizes['seq']}; "
+            f"set a multiple of it or a smaller mesh.seq"
+        )
 
 
-def _is_default(config: Config, path: str) -> bool:
-    node: Any = config
-    *parents, last = path.split(".")
-    for key in parents:
-        node = node[key] if isinstance(node, dict) else getattr(node, key)
-    if isinstance(node, dict):
-        return False
-    if last == codec.TYPE:
-        return _is_default(config, ".".join(parents)) if parents else True
-    for f in dataclasses.fields(node):
-        if f.name == last:
-            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            return default is not dataclasses.MISSING and default == getattr(node, last)
-    return False
+def _origins(node: Any, at: str = "", default: bool = False) -> Iterator[tuple[str, Origin]]:
+    """(path, "default" or "recipe") of every leaf of a config, by the paths of `codec.flatten`."""
+    if dataclasses.is_dataclass(node):
+        yield (f"{at}.{codec.TYPE}" if at else codec.TYPE), "default" if default else "recipe"
+        for f in dataclasses.fields(node):
+            value = getattr(node, f.name)
+            yield from _origins(value, f"{at}.{f.name}" if at else f.name, default or codec.is_default(f, value))
+    elif isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _origins(value, f"{at}.{key}", default)
+    else:
+        yield at, "default" if default else "recipe"

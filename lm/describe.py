@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm import codec, config as configs
+from lm import codec
+from lm import config as configs
 from lm.config import Resolved
+from lm.errors import UserError
 from lm.models import base as models
 from lm.training.setup import device_bytes
 
 
 def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None = None) -> str:
-    """For a recipe (path or name) or the folder of a run. `n_devices` defaults to the mesh's, else 1."""
+    """For a recipe (path or name) or the folder of a run. `n_devices` defaults to the fewest that the mesh fits."""
+    if n_devices is not None and n_devices < 1:
+        raise UserError(f"--devices: expected at least 1, got {n_devices}")
     resolved = _resolve(target, overrides)
     config = resolved.config
     model = models.abstract(config.model)
     flops = models.flops_per_token(config.model, model.infos, config.data.seq_len)
-    n = n_devices or config.mesh.n_devices or 1
+    n = n_devices or config.mesh.min_devices
     configs.check_mesh(config, n)
     memory = device_bytes(config, n)
     mesh = " x ".join(f"{a}={s}" for a, s in config.mesh.sizes(n).items() if s > 1) or "one device"
@@ -46,13 +49,7 @@ def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
     stored = Path(target) / "config.json"
     if not stored.is_file():
         return configs.resolve(target, overrides)
-    resolved = Resolved.from_json(stored.read_text(), str(stored))
-    config = resolved.config
-    for assignment in overrides:
-        config = codec.override(config, assignment)
-    origins = resolved.origins | {a.partition("=")[0]: "command line" for a in overrides}
-    configs.check(config)
-    return dataclasses.replace(resolved, config=config, origins=origins)
+    return configs.overridden(Resolved.from_json(stored.read_text(), str(stored)), overrides)
 
 
 def _values(resolved: Resolved) -> list[str]:

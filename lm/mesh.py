@@ -1,4 +1,4 @@
-"""The device mesh: six named axes, of which any may be 1."""
+"""The device mesh: five named axes, of which any may be 1."""
 
 from __future__ import annotations
 
@@ -36,22 +36,28 @@ class Mesh:
             if size != -1 and size < 1:
                 raise UserError(f"mesh.{axis}: expected a positive number of devices or -1, got {size}")
         if sum(getattr(self, a) == -1 for a in AXES) > 1:
-            raise UserError(f"mesh: only one axis may be -1, got {self}")
+            free = " x ".join(f"{a}=-1" for a in AXES if getattr(self, a) == -1)
+            raise UserError(f"mesh: only one axis may be -1, got {free}; set the others to a number")
 
     def sizes(self, n_devices: int) -> dict[str, int]:
         """Axis -> size with -1 resolved, for `n_devices` devices."""
         sizes = {a: getattr(self, a) for a in AXES}
         fixed = math.prod(s for s in sizes.values() if s != -1)
         if n_devices % fixed or (-1 not in sizes.values() and fixed != n_devices):
-            shape = " x ".join(f"{a}={s}" for a, s in sizes.items() if s != 1)
-            raise UserError(f"mesh: {shape or 'one device'} does not fit {n_devices} devices; set one axis to -1")
+            shape = " x ".join(f"{a}={s}" for a, s in sizes.items() if s != 1) or "one device"
+            way_out = f"use a multiple of {fixed} devices" if -1 in sizes.values() else "set one axis to -1"
+            raise UserError(f"mesh: {shape} does not fit {n_devices} devices; {way_out}, or other sizes")
         return {a: n_devices // fixed if s == -1 else s for a, s in sizes.items()}
 
     @property
     def n_devices(self) -> int | None:
         """The number of devices the axes ask for, None when one of them is -1."""
-        sizes = [getattr(self, a) for a in AXES]
-        return None if -1 in sizes else math.prod(sizes)
+        return None if -1 in (getattr(self, a) for a in AXES) else self.min_devices
+
+    @property
+    def min_devices(self) -> int:
+        """The least number of devices that the axes fit: -1 counts as 1."""
+        return math.prod(abs(getattr(self, a)) for a in AXES)
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

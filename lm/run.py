@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,9 +14,11 @@ from lm.checkpoint import Checkpoints
 from lm.config import Config, Resolved
 from lm.data import Tokenizer
 from lm.errors import UserError
-from lm.generation import Generator, Sampling
 from lm.mesh import Mesh, make_mesh
 from lm.training.setup import Setup, compute_dtype
+
+if TYPE_CHECKING:
+    from lm.generation import Generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Run:
 
     def generator(self) -> Generator:
         """Text from this run's model."""
+        from lm.generation import Generator
+
         objective = self.config.objective
         return Generator(
             self.config.model,
@@ -82,6 +86,8 @@ def restore(
 
 def generate(run: Run | str | Path, prompts: str | Sequence[str], **sampling: Any) -> list[str]:
     """Completions of one or several prompts: `generate("runs/q", "def main", temperature=0.0)`."""
+    from lm.generation import Sampling
+
     run = run if isinstance(run, Run) else restore(run)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     return run.generator()(prompts, Sampling(**sampling))

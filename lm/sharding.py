@@ -49,9 +49,12 @@ class Rules:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            for axis in _as_tuple(getattr(self, f.name)):
+            axes = _as_tuple(getattr(self, f.name))
+            for axis in axes:
                 if axis not in AXES:
                     raise UserError(f"rules.{f.name}: no mesh axis {axis!r}{did_you_mean(axis, AXES)}")
+            if len(set(axes)) < len(axes):
+                raise UserError(f"rules.{f.name}: expected each mesh axis once, got {axes}; drop one")
 
     def spec(self, axes: Sequence[str | None], where: str = "") -> PartitionSpec:
         """The `PartitionSpec` of an array whose dimensions are `axes` (None: replicated)."""
@@ -117,6 +120,15 @@ def scope(mesh: jax.sharding.Mesh, rules: Rules) -> Iterator[None]:
         yield
     finally:
         _scope.reset(token)
+
+
+def shards(axis: str) -> int:
+    """Over how many devices the current `scope` spreads a logical axis; 1 outside of one."""
+    current = _scope.get()
+    if current is None:
+        return 1
+    mesh, rules = current
+    return math.prod(mesh.shape[a] for a in _as_tuple(getattr(rules, axis)))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

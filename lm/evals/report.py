@@ -32,8 +32,5 @@ def print_evaluation(results: Mapping[str, Perplexity], corpus: Corpus, title: s
 def validation_text(corpus: Corpus, source: str) -> bytes:
     """The original bytes of a source's validation split, from its tokens (the tokenizer loses nothing)."""
     store, tokenizer = corpus.validation[source], corpus.tokenizer
-    tokens = store.tokens[0 : store.n_tokens]
-    ends = (tokens == tokenizer.eos_id).nonzero()[0]
-    starts = [0, *(ends + 1)]
-    documents = (tokens[a:b] for a, b in zip(starts, ends, strict=False))
-    return b"".join(tokenizer.decode(d.tolist()).encode() for d in documents)
+    documents = (store.document(i) for i in range(store.n_documents))
+    return b"".join(tokenizer.decode([t for t in d.tolist() if t != tokenizer.eos_id]).encode() for d in documents)

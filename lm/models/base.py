@@ -26,8 +26,8 @@ class Model:
     dropout: float = 0.0
     init_std: float = 0.02
     scan: bool = True
-    remat: Remat = "none"
-    attention_block: int = 0  # queries per block, 0: all at once
+    remat: Remat = "selective"
+    attention_block: int = 128  # queries at a time, 0: all at once (see `lm.nn.attention.attend`)
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):

@@ -10,9 +10,12 @@ from flax import nnx
 
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
-from lm.nn.param import Init, cast, param, zeros
+from lm.nn.param import Init, cast, keep, param, zeros
 from lm.nn.position import Rotation, rotate
-from lm.sharding import constrain
+from lm.sharding import constrain, shards
+
+
+MAX_BLOCKS = 8  # each is a copy of the attention in the program; (8 + 1) / 16 of the work is left
 
 
 class KVCache(NamedTuple):
@@ -75,10 +78,11 @@ class Attention(nnx.Module):
         v = constrain(v, "act_batch", None, "act_kv_heads", None)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k, v = keep(q, "q"), keep(k, "k"), keep(v, "v")
         if cache is not None:
             cache = KVCache(*(_write(old, new, index) for old, new in zip(cache, (k, v), strict=True)))
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
-        y = attend(q, k, v, mask, block=self.block, dropout_rate=self.dropout, key=key)
+        y = keep(attend(q, k, v, mask, block=self.block, dropout_rate=self.dropout, key=key), "attended")
         y = jnp.einsum("bshk,hkd->bsd", y, cast(self.o, x))
         if self.bias:
             y = y + cast(self.o_bias, x)
@@ -102,11 +106,13 @@ def attend(
 ) -> jax.Array:
     """q [B,S,H,K], k, v [B,T,G,K] -> [B,S,H,K]; scores are scaled by K^-1/2, the softmax is in float32.
 
-    `block` > 0 takes that many queries at a time; in aligned causal attention a block then skips the keys behind
-    its end (about half the work), and only one block of scores exists at once.
+    `block` > 0 takes that many queries at a time, or more where that would be over `MAX_BLOCKS` of them. In aligned
+    causal attention a block skips the keys behind its end (in all about half the work), and one block of scores exists
+    at once. A sequence that is spread over devices is not cut.
     """
     s = q.shape[1]
-    if not block or s <= block:
+    block = max(block, -(-s // MAX_BLOCKS)) if block and shards("act_seq") == 1 else s
+    if s <= block:
         return _attend(q, k, v, mask, dropout_rate, key)
     keys = split_key(key, -(-s // block))
     out = []

@@ -10,6 +10,7 @@ from flax import nnx
 from lm.nn.attention import Attention, KVCache
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
+from lm.nn.param import keep
 from lm.nn.position import Rotation
 
 
@@ -34,7 +35,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         k_attn, k1, k2 = split_key(key, 3)
         y, cache = self.attn(self.norm1(x), mask, rotation, key=k_attn, cache=cache, index=index)
-        x = x + dropout(y, self.dropout, k1)
+        x = keep(x + dropout(y, self.dropout, k1), "residual")
         x = x + dropout(self.mlp(self.norm2(x)), self.dropout, k2)
         return x, cache
 

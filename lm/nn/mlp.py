@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.nn.param import Init, cast, param, zeros
+from lm.nn.param import Init, cast, keep, param, zeros
 from lm.sharding import constrain
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -27,7 +27,7 @@ class MLP(nnx.Module):
         self.down_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("bsd,df->bsf", x, cast(self.up, x)) + cast(self.up_bias, x)
+        y = keep(jnp.einsum("bsd,df->bsf", x, cast(self.up, x)) + cast(self.up_bias, x), "up")
         y = constrain(self.activation(y), "act_batch", "act_seq", "act_mlp")
         y = jnp.einsum("bsf,fd->bsd", y, cast(self.down, x)) + cast(self.down_bias, x)
         return constrain(y, "act_batch", "act_seq", "act_embed")
@@ -45,6 +45,7 @@ class GatedMLP(nnx.Module):
         self.down = param(rngs, (d_ff, d_model), ("mlp", "embed"), out_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = self.activation(jnp.einsum("bsd,df->bsf", x, cast(self.gate, x)))
-        y = constrain(gate * jnp.einsum("bsd,df->bsf", x, cast(self.up, x)), "act_batch", "act_seq", "act_mlp")
+        gate = keep(jnp.einsum("bsd,df->bsf", x, cast(self.gate, x)), "gate")
+        up = keep(jnp.einsum("bsd,df->bsf", x, cast(self.up, x)), "up")
+        y = constrain(self.activation(gate) * up, "act_batch", "act_seq", "act_mlp")
         return constrain(jnp.einsum("bsf,fd->bsd", y, cast(self.down, x)), "act_batch", "act_seq", "act_embed")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.sharding import Axes
 
@@ -41,6 +42,11 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Init, *, dec
 def cast(p: nnx.Param, like: jax.Array) -> jax.Array:
     """The parameter in the dtype of the activation it meets."""
     return p[...].astype(like.dtype)
+
+
+def keep(x: jax.Array, name: str) -> jax.Array:
+    """`x`, named for the remat policy `selective` to keep for the backward pass (see `lm.nn.stack`)."""
+    return checkpoint_name(x, name)
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:

@@ -15,9 +15,13 @@ from flax import nnx
 
 from lm.nn.block import Block, MakeBlock
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "selective", "dots", "full"]
 
+# What `selective` keeps of a layer; the parts name these with `keep`. Norms, activations and attention weights are
+# recomputed: cheap to make again and as large as all the rest together (Korthikanti et al., 2022, section 5).
+_KEPT = ("q", "k", "v", "attended", "residual", "up", "gate")
 _POLICIES = {
+    "selective": jax.checkpoint_policies.save_only_these_names(*_KEPT),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul outputs, recompute the rest
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only the layer's input
 }
@@ -39,7 +43,7 @@ class Stack:
         """One block whose parameters are those of all layers, stacked."""
         metadata = {nnx.PARTITION_NAME: "layers", "axes": "layers"}
         stacked = nnx.vmap(make, in_axes=0, out_axes=0, transform_metadata=metadata)
-        return stacked(rngs.fork(split=self.n_layers))
+        return stacked(rngs.split(self.n_layers))
 
     def __call__(
         self, block: Block, x: jax.Array, *args: Any, key: jax.Array | None = None, cache: Any = None

@@ -60,7 +60,8 @@ class Setup:
         state_names = {"step": (), "params": axes, "opt": state_axes(tx, model.params, axes)}
         if keep_ema:
             abstract["ema"], state_names["ema"] = model.params, axes
-        shardings = sharding.shardings(rules, mesh, state_names, abstract)
+        # Part by part, parameters before what follows from them: an error then names `layers.attn.k`.
+        shardings = {k: sharding.shardings(rules, mesh, state_names[k], a) for k, a in abstract.items()}
         with_sharding = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
         )
@@ -167,5 +168,3 @@ def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
 
 def _map(f, infos: dict) -> Any:
     return jax.tree.map(f, infos, is_leaf=lambda x: isinstance(x, param.ParamInfo))
-
-

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lm.objectives import Loss, Objective, Score
-from lm.optim import Optimizer, clip_by_norm
+from lm.optim import Optimizer, clip_by_norm, global_norm
 from lm.sharding import constrain
 
 State = dict[str, Any]  # step int32 [], params, opt, and ema when it is kept
@@ -57,7 +57,7 @@ def make_train_step(
         grads, loss = gradients(state["params"], batch, key)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        norm = optax.global_norm(grads)
+        norm = global_norm(grads)
         if optim.clip_norm is not None:
             grads = clip_by_norm(grads, norm, optim.clip_norm)
         updates, opt = tx.update(grads, state["opt"], state["params"])

@@ -1,0 +1,245 @@
+"""Batches on devices: tf.data reads rows of a `Stream` ahead of time, JAX puts each host's share on its devices.
+
+Which rows a process reads follows from the sharding, and what is in a row from its example id alone. So the batches are
+the same for any number of hosts, and the position of a loader is one integer, `examples_seen`.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+
+from lm.data.store import Store
+from lm.data.stream import Plan, Stream
+from lm.data.tf import tensorflow
+from lm.data.tokenizer import PAD_ID
+from lm.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Batch = dict[str, np.ndarray]
+Examples = Callable[[Batch], Batch]
+READERS = 2  # batches read at once; more does not help, the callback holds Python's lock
+PLAN_AHEAD = 1024  # rows planned at once: shuffling 64 ids costs as much as shuffling 1024
+
+
+def identity(batch: Batch) -> Batch:
+    return batch
+
+
+class HostRows:
+    """The rows of a global batch that this process's devices hold, and the way back to global arrays.
+
+    sharding: its first dimension is the batch; the others are not split, whatever arrays the objective makes.
+    """
+
+    def __init__(self, sharding: jax.sharding.NamedSharding, batch_size: int):
+        if any(axis is not None for axis in sharding.spec[1:]):
+            raise UserError(f"sharding: expected one that splits rows only, got {sharding.spec}; the step may reshard")
+        self.batch_size = batch_size
+        self.sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[:1]))
+        try:
+            placed = self.sharding.addressable_devices_indices_map((batch_size,))
+        except ValueError:
+            raise UserError(
+                f"batch_size: expected a multiple of the {self._parts()} devices that {sharding.spec} splits it over, "
+                f"got {batch_size}"
+            ) from None
+        ranges = sorted({index[0].indices(batch_size)[:2] for index in placed.values() if index})
+        self.rows = np.concatenate([np.arange(*r, dtype=np.int64) for r in ranges])
+        sizes = [stop - start for start, stop in ranges]
+        self._at = {start: int(at) for (start, _), at in zip(ranges, np.cumsum(sizes) - sizes, strict=True)}
+
+    def _parts(self) -> int:
+        axes = self.sharding.spec[0]
+        return int(np.prod([self.sharding.mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes)]))
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """Arrays of this process's rows [n, ...] -> global arrays [batch_size, ...], on the devices of the sharding."""
+        return {name: self._put(x) for name, x in batch.items()}
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        def part(index):
+            start, stop, _ = index[0].indices(self.batch_size)
+            return x[self._at[start] : self._at[start] + stop - start]
+
+        return jax.make_array_from_callback((self.batch_size, *x.shape[1:]), self.sharding, part)
+
+
+class HostReader:
+    """The same rows of one global batch after another, as numpy. Stateless: any step can be read at any time."""
+
+    def __init__(self, stream: Stream, rows: np.ndarray, *, batch_size: int, start: int, examples: Examples):
+        self._stream, self._examples = stream, examples
+        steps = max(1, PLAN_AHEAD // len(rows))
+
+        @functools.lru_cache(maxsize=2 * READERS)
+        def plan(chunk: int):
+            first = start + (chunk * steps + np.arange(steps, dtype=np.int64)) * batch_size
+            ids = first[:, None] + rows
+            ids.flags.writeable = False  # shared by the batches of a chunk, and handed to `examples`
+            return ids, *(x.reshape(ids.shape) for x in stream.plan(ids.reshape(-1)))
+
+        self._plan, self._steps = plan, steps
+
+    def __call__(self, step: int) -> Batch:
+        """Batch `step` counted from `start`: what `examples` makes of tokens int32 [n, T+1] and id int64 [n]."""
+        chunk, at = divmod(int(step), self._steps)
+        ids, *plan = (x[at] for x in self._plan(chunk))
+        batch = self._examples({"tokens": self._stream.read(Plan(*plan)), "id": ids})
+        return {name: x for name, x in batch.items() if name != "id"}
+
+
+class HostBatches(NamedTuple):
+    """A tf.data.Dataset of tuples of arrays, what the arrays are called, and the errors met, as they were raised:
+    TensorFlow turns them into its own kind, with a graph's traceback."""
+
+    dataset: tf.data.Dataset
+    names: list[str]
+    failures: list[BaseException]
+
+
+def make_dataset(reader: HostReader, *, prefetch: int) -> HostBatches:
+    """The reader's batches 0, 1, ... without end."""
+    tf = tensorflow()
+    first = reader(0)
+    names, failures = sorted(first), []
+
+    def read(step):
+        try:
+            batch = reader(step)
+            _check_shapes(batch, first)
+            return tuple(batch[name] for name in names)
+        except BaseException as e:
+            failures.append(e)
+            raise
+
+    def read_in_graph(step):
+        out = tf.numpy_function(read, [step], [first[n].dtype for n in names], stateful=False)
+        return tuple(tf.ensure_shape(x, first[n].shape) for n, x in zip(names, out, strict=True))
+
+    options = tf.data.Options()  # for predictability; none changes the speed measurably
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = READERS
+    options.threading.max_intra_op_parallelism = 1
+    dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
+    dataset = dataset.map(read_in_graph, num_parallel_calls=READERS, deterministic=True)
+    return HostBatches(dataset.prefetch(prefetch).with_options(options), names, failures)
+
+
+def _check_shapes(batch: Batch, first: Batch) -> None:
+    for name, expected in first.items():
+        got = batch.get(name)
+        if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
+            found = "none" if got is None else f"{got.dtype}{got.shape}"
+            raise UserError(
+                f"examples(): expected {name!r} {expected.dtype}{expected.shape} as in the first batch, got {found}; "
+                "pad to one shape"
+            )
+
+
+class Loader:
+    """Iterator of global batches without end. `examples_seen` is where to start to get the next batch again.
+
+    One batch is on its way to the devices while the caller works on the one before. `close`, or leaving a `with`, ends
+    the reading threads.
+    """
+
+    def __init__(self, stream: Stream, host: HostRows, *, start: int, examples: Examples, prefetch: int):
+        self.examples_seen = start
+        self._host = host
+        reader = HostReader(stream, host.rows, batch_size=host.batch_size, start=start, examples=examples)
+        dataset, self._names, self._failures = make_dataset(reader, prefetch=prefetch)
+        self._batches = iter(dataset)
+        self._ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        if self._batches is None:
+            raise UserError("loader: expected an open one, got one after close()")
+        while len(self._ahead) < 2:
+            self._ahead.append(self._transfer())
+        self.examples_seen += self._host.batch_size
+        return self._ahead.popleft()
+
+    def _transfer(self):
+        try:
+            arrays = next(self._batches)
+        except tensorflow().errors.OpError:
+            if self._failures:
+                raise self._failures[0] from None
+            raise
+        return self._host.put({name: x.numpy() for name, x in zip(self._names, arrays, strict=True)})
+
+    def close(self) -> None:
+        self._batches = None
+        self._ahead.clear()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def make_loader(
+    stream: Stream,
+    *,
+    sharding: jax.sharding.NamedSharding,
+    batch_size: int,
+    start: int = 0,
+    examples: Examples = identity,
+    prefetch: int = 2,
+) -> Loader:
+    """Batches {"tokens": int32 [batch_size, seq_len+1], ...} from example `start` on.
+
+    examples: from tokens int32 [n, seq_len+1] and id int64 [n] of some rows to the arrays [n, ...] of a batch; runs in
+        the reading threads, must keep shapes, and must draw randomness from `id` only. "id" itself stays on the host.
+    prefetch: host batches read ahead of the two that are on the devices.
+    """
+    if batch_size < 1 or start < 0:
+        raise UserError(f"loader: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")
+    return Loader(stream, HostRows(sharding, batch_size), start=start, examples=examples, prefetch=prefetch)
+
+
+def eval_batches(
+    store: Store,
+    *,
+    seq_len: int,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding,
+    examples: Examples = identity,
+    max_batches: int | None = None,
+) -> Iterator[dict[str, jax.Array]]:
+    """The store in order, {"tokens": int32 [batch_size, seq_len+1]}: each token but the first is a target once.
+
+    Rows overlap by one token. The end of the last row and the rows after it are `PAD_ID`, which a loss must skip. An
+    `examples` sees the number of the row as its id.
+    """
+    host = HostRows(sharding, batch_size)
+    n_windows = -(-(store.n_tokens - 1) // seq_len)
+    n_batches = -(-n_windows // batch_size)
+
+    def read(step):
+        ids = host.rows + step * batch_size
+        tokens = np.full((len(ids), seq_len + 1), PAD_ID, np.int32)
+        starts = ids * seq_len
+        whole = np.flatnonzero(starts + seq_len < store.n_tokens)
+        store.read_windows(starts[whole], tokens, whole)
+        for row in np.flatnonzero((starts + seq_len >= store.n_tokens) & (starts + 1 < store.n_tokens)):
+            rest = store.read(int(starts[row]), store.n_tokens)
+            tokens[row, : len(rest)] = rest
+        batch = examples({"tokens": tokens, "id": ids})
+        return host.put({name: x for name, x in batch.items() if name != "id"})
+
+    for step in range(n_batches if max_batches is None else min(n_batches, max_batches)):
+        yield read(step)
