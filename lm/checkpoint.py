@@ -77,7 +77,10 @@ class Checkpoints:
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         with self._disk_errors():
             self._manager.save(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **args), metrics=metrics, force=True
+                step,
+                args=ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **args),
+                metrics=metrics,
+                force=True,
             )
 
     def meta(self, step: int) -> Meta:
@@ -160,7 +163,9 @@ def _preservation(policy: Any) -> Any:
             return metrics[policy.metric]
 
         keep.append(
-            policies.BestN(get_metric_fn=metric, reverse=True, n=policy.keep_best, keep_checkpoints_without_metrics=False)
+            policies.BestN(
+                get_metric_fn=metric, reverse=True, n=policy.keep_best, keep_checkpoints_without_metrics=False
+            )
         )
     return policies.AnyPreservationPolicy(keep)
 

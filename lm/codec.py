@@ -22,7 +22,15 @@ from typing import Any
 from lm.errors import UserError, did_you_mean
 
 TYPE = "_type"
-_WORDS = {"true": True, "false": False, "none": None, "null": None}
+_WORDS = {"true": True, "false": False}
+
+
+class _NoneWord(str):
+    """`none` or `null` on the command line: None, or the text itself where only that fits (`model.remat=none`)."""
+
+    def meant(self, kind: Any) -> str | None:
+        only_text = kind is str or (typing.get_origin(kind) is typing.Literal and str(self) in typing.get_args(kind))
+        return str(self) if only_text else None
 
 
 def encode(value: Any) -> Any:
@@ -41,6 +49,8 @@ def encode(value: Any) -> Any:
 def decode(kind: Any, value: Any, at: str = "") -> Any:
     """The inverse of `encode`: `value` checked against the type annotation `kind`, at path `at`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, _NoneWord):
+        value = value.meant(kind)
     if kind is Any:
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -208,7 +218,7 @@ def _carry(kind: Any, old: Any, value: Any, at: str) -> Any:
     bases = [k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)]
     if not bases:
         return value
-    if isinstance(value, str) and str not in typing.get_args(kind):
+    if isinstance(value, str) and not isinstance(value, _NoneWord) and str not in typing.get_args(kind):
         new = resolve_class(bases[0], value, at)
         needed = {f.name: _required(f) for f in dataclasses.fields(new)}
         kept = {TYPE: _path(new)}
@@ -250,7 +260,7 @@ def _subclasses(base: type) -> list[type]:
 def _literal(node: ast.expr) -> Any:
     match node:
         case ast.Name(id=word):
-            return _WORDS.get(word.lower(), word)
+            return _NoneWord(word) if word.lower() in ("none", "null") else _WORDS.get(word.lower(), word)
         case ast.Call(func=func, args=[], keywords=keywords) if all(k.arg for k in keywords):
             return {TYPE: ast.unparse(func)} | {str(k.arg): _literal(k.value) for k in keywords}
         case ast.Dict(keys=keys, values=values) if None not in keys:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from lm import codec, config as configs
+from lm import config as configs
 from lm.checkpoint import Checkpoints
 from lm.config import Config, Resolved
 from lm.data import Tokenizer
@@ -70,11 +70,8 @@ def restore(
     step = steps[-1] if step is None else step
     meta = checkpoints.meta(step)
     resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
+    resolved = configs.overridden(resolved, overrides)
     config = resolved.config
-    for assignment in overrides:
-        config = codec.override(config, assignment)
-    configs.check(config)
-    resolved = dataclasses.replace(resolved, config=config)
     if mesh is None:
         fits = config.mesh.n_devices in (None, jax.device_count())
         mesh = make_mesh(config.mesh if fits else Mesh())

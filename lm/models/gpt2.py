@@ -8,6 +8,7 @@ import functools
 import jax
 from flax import nnx
 
+from lm.errors import UserError
 from lm.models.base import Model
 from lm.models.decoder import Decoder
 from lm.nn.attention import Attention
@@ -30,6 +31,11 @@ class GPT2(Model):
     n_heads: int = 12
     max_positions: int = 1024
     norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_positions < 1:
+            raise UserError(f"model.max_positions: expected a positive number, got {self.max_positions}")
 
     @property
     def max_seq_len(self) -> int:

@@ -34,6 +34,10 @@ class Llama(Model):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("d_ff", "n_kv_heads", "head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name}: expected a positive number, got {value}")
         if self.n_heads % self.kv_shape[0]:
             raise UserError(f"model.n_kv_heads: {self.n_kv_heads} does not divide model.n_heads {self.n_heads}")
         if self.kv_shape[1] % 2:

@@ -14,7 +14,6 @@ from lm.nn.param import Init, cast, keep, param, zeros
 from lm.nn.position import Rotation, rotate
 from lm.sharding import constrain, shards
 
-
 MAX_BLOCKS = 8  # each is a copy of the attention in the program; (8 + 1) / 16 of the work is left
 
 

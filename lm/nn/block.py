@@ -17,9 +17,7 @@ from lm.nn.position import Rotation
 class Block(nnx.Module):
     """Pre-norm: x + attn(norm1(x)), then x + mlp(norm2(x)). x [B,S,D] -> [B,S,D]."""
 
-    def __init__(
-        self, norm1: nnx.Module, attn: Attention, norm2: nnx.Module, mlp: nnx.Module, *, dropout: float = 0.0
-    ):
+    def __init__(self, norm1: nnx.Module, attn: Attention, norm2: nnx.Module, mlp: nnx.Module, *, dropout: float = 0.0):
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
         self.dropout = dropout
 

@@ -17,9 +17,7 @@ Activation = Callable[[jax.Array], jax.Array]
 class MLP(nnx.Module):
     """activation(x up + b) down + b. x [B,S,D] -> [B,S,D]."""
 
-    def __init__(
-        self, d_model: int, d_ff: int, activation: Activation, *, rngs: nnx.Rngs, init: Init, out_init: Init
-    ):
+    def __init__(self, d_model: int, d_ff: int, activation: Activation, *, rngs: nnx.Rngs, init: Init, out_init: Init):
         self.activation = activation
         self.up = param(rngs, (d_model, d_ff), ("embed", "mlp"), init)
         self.up_bias = param(rngs, (d_ff,), ("mlp",), zeros, decay=False)
@@ -36,9 +34,7 @@ class MLP(nnx.Module):
 class GatedMLP(nnx.Module):
     """(activation(x gate) * (x up)) down: SwiGLU with silu (Shazeer, 2020). x [B,S,D] -> [B,S,D]."""
 
-    def __init__(
-        self, d_model: int, d_ff: int, activation: Activation, *, rngs: nnx.Rngs, init: Init, out_init: Init
-    ):
+    def __init__(self, d_model: int, d_ff: int, activation: Activation, *, rngs: nnx.Rngs, init: Init, out_init: Init):
         self.activation = activation
         self.gate = param(rngs, (d_model, d_ff), ("embed", "mlp"), init)
         self.up = param(rngs, (d_model, d_ff), ("embed", "mlp"), init)

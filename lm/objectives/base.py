@@ -45,8 +45,6 @@ class Objective:
         """The training loss, summed; `key` drives dropout."""
         raise NotImplementedError
 
-    def score(
-        self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike
-    ) -> Score:
+    def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """The evaluation sums; token_bytes [V] int32 gives the bytes each token stands for."""
         raise NotImplementedError

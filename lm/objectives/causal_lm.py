@@ -84,9 +84,7 @@ class CausalLM(Objective):
         )
         return Loss(total, nll, jnp.sum(packed.weights))
 
-    def score(
-        self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike
-    ) -> Score:
+    def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         loss = dataclasses.replace(self, z_loss=0.0, label_smoothing=0.0).loss(model, batch, dtype=dtype, key=None)
         targets = batch["tokens"][:, 1:]
         n_bytes = jnp.sum(jnp.where(targets != self.pad_id, token_bytes[targets], 0))

@@ -95,7 +95,9 @@ class Log:
         path = workdir / "metrics.jsonl"
         _truncate(path, start_step)
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),
@@ -186,4 +188,3 @@ def _si(x: float) -> str:
         if x >= scale:
             return f"{x / scale:.3g}{unit}"
     return f"{x:.3g}"
-

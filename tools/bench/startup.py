@@ -63,7 +63,9 @@ def main() -> None:
         if i:
             for k, v in run.items():
                 times[k].append(v)
-    print("median   " + "  ".join(f"{k} {statistics.median(v):.1f} s" for k, v in times.items()) + f"  (n={args.repeat})")
+    print(
+        "median   " + "  ".join(f"{k} {statistics.median(v):.1f} s" for k, v in times.items()) + f"  (n={args.repeat})"
+    )
 
 
 if __name__ == "__main__":

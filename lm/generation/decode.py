@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lm.generate.sampling import Knobs, draw, row_keys
+from lm.generation.sampling import Knobs, draw, row_keys
 from lm.models.base import Model, abstract
 from lm.nn.attention import KVCache
 from lm.nn.block import Block
@@ -49,10 +49,10 @@ class Layers:
         self, block: Block, x: jax.Array, *args: Any, key: None = None, cache: tuple[KVCache, ...]
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
         graphdef, _ = nnx.split(block)
-        new = []
+        new: list[Any] = []
         for params, layer_cache in zip(self.params, cache, strict=True):
-            x, layer_cache = nnx.merge(graphdef, params)(x, *args, key=None, cache=layer_cache)
-            new.append(layer_cache)
+            x, written = nnx.merge(graphdef, params)(x, *args, key=None, cache=layer_cache)
+            new.append(written)
         return x, tuple(new)
 
 
@@ -81,7 +81,7 @@ class Decode:
         """Draws tokens until `until` are drawn or all rows are done. halt bool [B] ends rows. `state` is consumed."""
         return self.advance(self._params, state, np.int32(until), halt, k)
 
-    def _module(self, params: tuple[dict, list[dict]]) -> nnx.Module:
+    def _module(self, params: tuple[dict, list[dict]]) -> Any:
         rest, layers = params
         module = nnx.merge(self._graphdef, {**rest, "layers": layers[0]})
         module.stack = Layers(layers)
@@ -153,4 +153,4 @@ class Decode:
 
 def _unstack(stacked: dict, n: int) -> list[dict]:
     leaves, treedef = jax.tree.flatten(stacked)
-    return [treedef.unflatten([x[i] for x in leaves]) for i in range(n)]
+    return [jax.tree.unflatten(treedef, [x[i] for x in leaves]) for i in range(n)]

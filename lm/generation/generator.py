@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.generate.decode import Decode
-from lm.generate.sampling import Sampling, knobs
+from lm.generation.decode import Decode
+from lm.generation.sampling import Sampling, knobs
 from lm.models import Model
 
 MIN_BUCKET = 16  # slots; below it a longer row costs less than another compile

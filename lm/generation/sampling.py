@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lm.errors import UserError
 
@@ -60,17 +59,16 @@ class Sampling:
 class Knobs(NamedTuple):
     """The settings as scalars that a compiled program takes as input."""
 
-    temperature: jax.Array | np.ndarray
-    top_k: jax.Array | np.ndarray
-    top_p: jax.Array | np.ndarray
-    min_p: jax.Array | np.ndarray
-    repetition_penalty: jax.Array | np.ndarray
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
 
 
 def knobs(s: Sampling) -> Knobs:
-    top_k = min(s.top_k, 2**31 - 1)
-    floats = [np.float32(x) for x in (s.temperature, s.top_p, s.min_p, s.repetition_penalty)]
-    return Knobs(floats[0], np.int32(top_k), *floats[1:])
+    floats = {n: jnp.float32(getattr(s, n)) for n in Knobs._fields if n != "top_k"}
+    return Knobs(top_k=jnp.int32(min(s.top_k, 2**31 - 1)), **floats)
 
 
 def row_keys(seed: jax.Array, rows: jax.Array) -> jax.Array:
