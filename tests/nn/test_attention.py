@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm.nn.attention import Attention, KVCache, attend
+from lm.nn.mask import Mask, causal_mask
+from tests.models import reference
+from tests.tolerances import assert_close, assert_equal
+
+B, S, H, G, K = 2, 13, 6, 2, 5
+rng = np.random.default_rng(0)
+Q = rng.normal(size=(B, S, H, K)).astype(np.float32)
+KEYS, V = (rng.normal(size=(B, S, G, K)).astype(np.float32) for _ in range(2))
+SEGMENTS = np.array([[0] * 13, [0] * 3 + [1] * 6 + [2] * 4], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def causal(q, k, v, segments=None, block=0):
+    return attend(q, k, v, causal_mask(q.shape[1], segments), block=block)
+
+
+def test_agrees_with_numpy():
+    assert_close(causal(Q, KEYS, V), reference.attention(Q, KEYS, V))
+    assert_close(causal(Q, KEYS, V, SEGMENTS), reference.attention(Q, KEYS, V, SEGMENTS))
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 12, 13, 50])  # of 13: a block of one, of a remainder, all, and more
+def test_blocks_of_any_size_are_as_the_whole(block):
+    assert_close(causal(Q, KEYS, V, SEGMENTS, block=block), causal(Q, KEYS, V, SEGMENTS))
+
+
+def test_gradients_through_blocks_are_those_of_the_whole():
+    weight = rng.normal(size=Q.shape)
+
+    def grads(block):
+        f = lambda q, k, v: jnp.sum(attend(q, k, v, causal_mask(S, SEGMENTS), block=block) * weight)
+        return jax.jit(jax.grad(f, argnums=(0, 1, 2)))(Q, KEYS, V)
+
+    assert_close(grads(5), grads(0))
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_the_future_changes_nothing(block):
+    at = 8
+    k, v = KEYS.copy(), V.copy()
+    k[:, at:] += 1
+    v[:, at:] += 1
+    before, after = causal(Q, KEYS, V, block=block), causal(Q, k, v, block=block)
+    assert_equal(before[:, :at], after[:, :at])
+    assert (np.abs(before - after)[:, at:].max(axis=-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_another_segment_changes_nothing(block):
+    k, v = KEYS.copy(), V.copy()
+    k[1, 3:9] += 1
+    v[1, 3:9] += 1
+    before, after = (causal(Q, *kv, SEGMENTS, block=block) for kv in ((KEYS, V), (k, v)))
+    assert_equal(before[0], after[0])
+    assert_equal(before[1, :3], after[1, :3])
+    assert_equal(before[1, 9:], after[1, 9:])
+    assert (np.abs(before - after)[1, 3:9].max(axis=-1) > 1e-4).all()
+
+
+def test_grouped_heads_are_as_keys_and_values_repeated():
+    assert_close(causal(Q, KEYS, V), causal(Q, *(np.repeat(a, H // G, axis=2) for a in (KEYS, V))))
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_queries_with_an_offset_see_the_cache_up_to_themselves(block):
+    """Four queries that are tokens 6 to 9 of the row, keys in 13 slots of which the last three hold nothing."""
+    rows = slice(6, 10)
+    k, v = KEYS.copy(), V.copy()
+    k[:, 10:], v[:, 10:] = np.inf, 1e9
+    f = jax.jit(functools.partial(attend, block=block))
+    mask = Mask(jnp.arange(6, 10), jnp.arange(S), SEGMENTS[:, rows], SEGMENTS)
+    # inf would make any use of those keys visible as NaN; masked scores are replaced, so it does not.
+    assert_close(f(Q[:, rows], k, v, mask), reference.attention(Q, KEYS, V, SEGMENTS)[:, rows])
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_without_causality_every_token_of_the_segment_is_seen(block):
+    """Queries of zero weigh all they see alike, so the output is the mean of those values."""
+    f = jax.jit(functools.partial(attend, block=block))
+    index = jnp.arange(S)
+    y = f(np.zeros_like(Q), KEYS, V, Mask(index, index, SEGMENTS, SEGMENTS, causal=False, aligned=True))
+    for row in range(B):
+        for segment in np.unique(SEGMENTS[row]):
+            at = SEGMENTS[row] == segment
+            mean = np.repeat(V[row, at].mean(axis=0), H // G, axis=0)
+            assert_close(y[row, at], np.broadcast_to(mean, y[row, at].shape))
+    y = f(np.zeros_like(Q), KEYS, V, Mask(index, index, causal=False, aligned=True))
+    assert_close(y[0, 4], np.repeat(V[0].mean(axis=0), H // G, axis=0))
+
+
+def test_bfloat16_takes_its_softmax_in_float32():
+    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in (8 * Q, KEYS + 4, V))
+    y = attend(q, k, v, causal_mask(S))  # not jitted: XLA may keep more precision than was asked for
+    assert y.dtype == jnp.bfloat16
+    e = reference.attention(*(np.asarray(a, np.float64) for a in (q, k, v)))
+    # Only the weights and the output are rounded, half a unit each; a score of 60 in bfloat16 would be off by 0.1.
+    np.testing.assert_allclose(np.asarray(y, np.float64), e, rtol=0, atol=2.0**-7 * np.abs(e).max())
+
+
+def test_large_scores_do_not_overflow():
+    y = causal(1e3 * Q, 1e3 * KEYS, V)
+    assert_close(y, reference.attention(1e3 * Q.astype(np.float64), 1e3 * KEYS, V))
+
+
+@pytest.mark.parametrize("block", [0, 20])
+def test_dropout_takes_weights_at_the_rate_and_scales_the_rest(block):
+    """Queries of zero and values that are one-hot in time show the weights themselves: 1 / T each before dropout."""
+    n, rate = 64, 0.25
+    index = jnp.arange(n)
+    q = np.zeros((1, n, 2, n), np.float32)
+    k, v = np.zeros((1, n, 1, n), np.float32), np.eye(n, dtype=np.float32)[None, :, None]
+    f = jax.jit(functools.partial(attend, block=block, dropout_rate=rate))
+    weights = np.asarray(f(q, k, v, Mask(index, index, causal=False), key=jax.random.key(0)))[0]
+    kept = weights != 0
+    assert abs(kept.mean() - (1 - rate)) < 4 * (rate * (1 - rate) / kept.size) ** 0.5
+    np.testing.assert_allclose(weights[kept], 1 / n / (1 - rate), rtol=1e-5)
+    rows = kept.swapaxes(0, 1).reshape(-1, n)  # no two heads, queries or blocks with the same mask
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    assert_equal(f(q, k, v, Mask(index, index, causal=False), key=jax.random.key(0))[0], weights)
+    np.testing.assert_allclose(f(q, k, v, Mask(index, index, causal=False)), 1 / n, rtol=1e-5)
+
+
+def test_new_keys_are_written_at_the_index_and_nowhere_else():
+    d, slots, at = 7, 11, 4
+    draw = lambda key, shape, dtype: jnp.asarray(rng.normal(size=shape), dtype)
+    attention = Attention(d, 4, 6, n_kv_heads=2, rngs=nnx.Rngs(0), init=draw, out_init=draw)
+    x = rng.normal(size=(B, 3, d)).astype(np.float32)
+    old = KVCache(*(rng.normal(size=(B, slots, 2, 6)).astype(np.float32) for _ in range(2)))
+    mask = Mask(at + jnp.arange(3), jnp.arange(slots))
+    y, new = jax.jit(lambda x, cache, index: attention(x, mask, cache=cache, index=index))(x, old, at)
+    for name in "kv":
+        before, after = getattr(old, name), np.asarray(getattr(new, name))
+        written = np.einsum("bsd,dgk->bsgk", x, np.asarray(getattr(attention, name)[...]))
+        assert_close(after[:, at : at + 3], written)
+        assert_equal(np.delete(after, range(at, at + 3), axis=1), np.delete(before, range(at, at + 3), axis=1))
+    assert y.shape == x.shape
