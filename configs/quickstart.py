@@ -6,6 +6,7 @@ Hardware: two CPU cores, about five minutes. Expected: validation bits per byte 
 
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Docstrings, SentencePiece, Stdlib
+from lm.mesh import Mesh
 from lm.models import Llama
 from lm.objectives import CausalLM
 from lm.optim import Cosine, Muon
@@ -24,6 +25,7 @@ config = Config(
     ),
     objective=CausalLM(),
     optim=Muon(lr=0.01, schedule=Cosine(warmup_steps=20)),
-    train=Train(steps=300, log_every=20),
+    train=Train(steps=200, log_every=20),
+    mesh=Mesh(data=-1, fsdp=1),
     checkpoint=Checkpoint(every=100),
 )

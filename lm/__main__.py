@@ -1,3 +1,5 @@
+"""`python -m lm`: the same as `lm`."""
+
 from lm.cli import main
 
 main()

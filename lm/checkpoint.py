@@ -12,6 +12,7 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,14 +75,10 @@ class Checkpoints:
         items = {"params": state["params"], "train": {"step": state["step"], "opt": state["opt"]}}
         if "ema" in state:
             items["ema"] = state["ema"]
-        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        arrays = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **arrays)
         with self._disk_errors():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **args),
-                metrics=metrics,
-                force=True,
-            )
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def meta(self, step: int) -> Meta:
         """What stands beside the arrays of a step."""
@@ -162,11 +159,8 @@ def _preservation(policy: Any) -> Any:
                 raise UserError(f"checkpoint.metric: no {policy.metric!r} among {', '.join(sorted(metrics))}")
             return metrics[policy.metric]
 
-        keep.append(
-            policies.BestN(
-                get_metric_fn=metric, reverse=True, n=policy.keep_best, keep_checkpoints_without_metrics=False
-            )
-        )
+        best = functools.partial(policies.BestN, get_metric_fn=metric, keep_checkpoints_without_metrics=False)
+        keep.append(best(reverse=True, n=policy.keep_best))
     return policies.AnyPreservationPolicy(keep)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lm import errors
@@ -50,6 +51,8 @@ def _train(args: argparse.Namespace) -> int:
     resolved = config.resolve(args.recipe, args.overrides)
     if args.distributed or args.coordinator or args.num_processes is not None or args.process_id is not None:
         distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    else:
+        distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
     from lm.training import loop
 
@@ -59,11 +62,15 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from lm import compilation, run
+    from lm import compilation, config, distributed, run
     from lm.data import open_corpus
     from lm.evals import report
     from lm.training import loop
 
+    stored = Path(args.workdir) / config.CONFIG_FILE
+    if stored.is_file():
+        resolved = config.Resolved.from_json(stored.read_text(), str(stored))
+        distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
     restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
     corpus = open_corpus(restored.config.data)

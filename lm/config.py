@@ -25,6 +25,8 @@ from lm.objectives import Objective
 from lm.optim import Optimizer
 from lm.sharding import Rules
 
+CONFIG_FILE = "config.json"  # in the folder of a run
+
 Origin = Literal["default", "recipe", "command line"]
 
 
@@ -141,6 +143,11 @@ def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
         elif path in before.origins and path in old and old[path] == value:
             origins[path] = before.origins[path]
     return Resolved(config, origins)
+
+
+def rows_and_devices(config: Config) -> tuple[int, int | None]:
+    """The sequences that are computed together, and the number of devices the mesh asks for, if it does."""
+    return config.data.batch_size // config.train.microbatches, config.mesh.n_devices
 
 
 def load(recipe: str) -> Config:

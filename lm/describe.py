@@ -46,7 +46,7 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
 
 
 def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
-    stored = Path(target) / "config.json"
+    stored = Path(target) / configs.CONFIG_FILE
     if not stored.is_file():
         return configs.resolve(target, overrides)
     return configs.overridden(Resolved.from_json(stored.read_text(), str(stored)), overrides)

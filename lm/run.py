@@ -57,7 +57,7 @@ def restore(
     overrides: Sequence[str] = (),
     mesh: jax.sharding.Mesh | None = None,
 ) -> Run:
-    """The run in `workdir` at `step` (default: the latest), on `mesh` (default: its config's, else all devices as fsdp).
+    """The run in `workdir` at `step` (default: the latest), on `mesh` (default: one that fits the devices here).
 
     Needs nothing but the folder: config and tokenizer come out of the checkpoint.
     """
@@ -72,13 +72,22 @@ def restore(
     resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
     resolved = configs.overridden(resolved, overrides)
     config = resolved.config
-    if mesh is None:
-        fits = config.mesh.n_devices in (None, jax.device_count())
-        mesh = make_mesh(config.mesh if fits else Mesh())
+    mesh = _fitting_mesh(config) if mesh is None else mesh
     setup = Setup.make(config, mesh)
     params = checkpoints.restore_params(step, setup.abstract_state["params"])
     checkpoints.close()
     return Run(resolved, step, setup, params, Tokenizer.from_bytes(meta.tokenizer))
+
+
+def _fitting_mesh(config: Config) -> jax.sharding.Mesh:
+    """The config's mesh, else all devices as fsdp, else one device: a run is read on other machines than it ran on."""
+    for mesh in (config.mesh, Mesh()):
+        try:
+            configs.check_mesh(dataclasses.replace(config, mesh=mesh), jax.device_count())
+        except UserError:
+            continue
+        return make_mesh(mesh)
+    return make_mesh(Mesh(), jax.devices()[:1])
 
 
 def generate(run: Run | str | Path, prompts: str | Sequence[str], **sampling: Any) -> list[str]:

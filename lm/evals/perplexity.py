@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+from jax.typing import ArrayLike
 
 from lm.objectives import Score
 
@@ -48,7 +49,7 @@ class Perplexity:
         }
 
 
-def evaluate(score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: jax.Array) -> Perplexity:
+def evaluate(score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: ArrayLike) -> Perplexity:
     """Sums `score(params, batch, token_bytes)` over batches; the device is awaited once, at the end."""
     sums: list[Score] = [score(params, batch, token_bytes) for batch in batches]
     host = jax.device_get(sums)

@@ -69,7 +69,7 @@ class Stack:
 def _unstack_tree(tree: Any, n: int) -> list:
     leaves, treedef = jax.tree.flatten(tree)
     rows = [unstack(leaf, n) for leaf in leaves]
-    return [treedef.unflatten([r[i] for r in rows]) for i in range(n)]
+    return [jax.tree.unflatten(treedef, [r[i] for r in rows]) for i in range(n)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -28,7 +28,13 @@ class Score(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Base of the objectives. `model` below is a module of the family the objective is for."""
+    """Base of the objectives. `model` below is a module of the family the objective is for.
+
+    start_id, pad_id: the tokenizer's ids for the start of a document and for padding.
+    """
+
+    start_id: int = 1
+    pad_id: int = 0
 
     def check(self, seq_len: int) -> None:
         """Refuses a sequence length that the objective cannot work with."""

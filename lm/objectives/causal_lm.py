@@ -51,8 +51,6 @@ def unpack(tokens: jax.Array, start_id: int, pad_id: int) -> Packed:
 class CausalLM(Objective):
     """`document_mask`: attention and positions start anew with each document. `chunks`: see `cross_entropy`."""
 
-    start_id: int = 1
-    pad_id: int = 0
     document_mask: bool = True
     z_loss: float = 0.0
     label_smoothing: float = 0.0

@@ -28,7 +28,7 @@ class AdafactorState(NamedTuple):
     [L,1,H,K]. (TPU layouts do not pad those ones.)
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # the name optax gives it
     v_row: Any
     v_col: Any
     v: Any

@@ -21,7 +21,7 @@ import numpy as np
 from lm import codec, distributed
 from lm.checkpoint import Checkpoints, Meta
 from lm.compilation import CacheCounter
-from lm.config import Config, Resolved, check_mesh
+from lm.config import CONFIG_FILE, Config, Resolved, check_mesh
 from lm.data import Corpus, Stream, prepare
 from lm.data.tf import tensorflow
 from lm.errors import UserError
@@ -30,8 +30,6 @@ from lm.mesh import make_mesh
 from lm.models.base import FlopsPerToken, count, flops_per_token
 from lm.training.metrics import Log, Timer, utilisation
 from lm.training.setup import Setup
-
-CONFIG_FILE = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Run:
         config, mesh = self.resolved.config, self.setup.mesh
         tokens_per_s = n * config.data.batch_size * config.data.seq_len / seconds
         mfu = utilisation(self.flops, tokens_per_s, mesh.devices.flat[0].device_kind, mesh.size)
-        record = {k: float(np.mean([m[k] for m in metrics])) for k in ("loss", "nll", "grad_norm")}
+        record: dict[str, Any] = {k: float(np.mean([m[k] for m in metrics])) for k in ("loss", "nll", "grad_norm")}
         record |= {
             "lr": float(metrics[-1]["lr"]),
             "tokens_per_s": tokens_per_s,
@@ -277,7 +275,7 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
             f"set at least that"
         )
     for name, expected in (("start_id", tokenizer.eos_id), ("pad_id", tokenizer.pad_id)):
-        got = getattr(objective, name, expected)
+        got = getattr(objective, name)
         if got != expected:
             raise UserError(f"objective.{name}: the tokenizer says {expected}, got {got}; set it to {expected}")
 

@@ -65,6 +65,7 @@ def make_train_step(
         new = {"step": state["step"] + 1, "params": params, "opt": opt}
         if "ema" in state:
             decay = optim.ema_decay
+            assert decay is not None
             new["ema"] = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state["ema"], params)
         metrics = {
             "loss": loss.total / weight,

@@ -6,7 +6,8 @@ Long-lived workers take turns, one step each, and every round reverses their ord
 does falls on both alike. All start from the same weights and see the same batches; the largest difference of their
 losses is printed. A ratio is the median over rounds of (peer's seconds / ours). The peer is GPT2LMHeadModel with sdpa
 attention and torch's AdamW, the faster of fused and foreach. Needs the [hf] extra, here or in --peer-python.
-`--variant` adds a worker of ours with other config values; the first worker of ours has the defaults.
+`--variant` adds a worker of ours with other config values, or `devices=1` for one device with two threads in place of
+one device a core; the first worker of ours has the defaults.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def torch_worker(size: dict, kind: str):
 
     torch.set_num_threads(THREADS)
     config = GPT2Config(
-        vocab_size=size["vocab"], n_positions=size["seq"], n_embd=size["d"], n_layer=size["layers"], n_head=size["heads"],
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
-        bos_token_id=0, eos_token_id=0,
+        vocab_size=size["vocab"], n_positions=size["seq"], n_embd=size["d"], n_layer=size["layers"],
+        n_head=size["heads"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa",
+        use_cache=False, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     with torch.no_grad():
@@ -82,6 +83,7 @@ def torch_worker(size: dict, kind: str):
 def jax_worker(size: dict, overrides: str):
     import jax
 
+    from lm import distributed
     from lm.config import Config, Train, resolved
     from lm.data import Data, Text
     from lm.mesh import make_mesh
@@ -102,7 +104,10 @@ def jax_worker(size: dict, overrides: str):
         optim=AdamW(lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, clip_norm=CLIP, schedule=Constant()),
         train=Train(steps=10_000),
     )  # fmt: skip
-    config = resolved(config, overrides.split()).config
+    words = overrides.split()
+    devices = next((int(w.removeprefix("devices=")) for w in words if w.startswith("devices=")), None)
+    distributed.use_cpu_cores(size["batch"], devices)
+    config = resolved(config, [w for w in words if not w.startswith("devices=")]).config
     setup = Setup.make(config, make_mesh(config.mesh))
     state = setup.init()
     w = weights(size)
