@@ -38,7 +38,8 @@ def use_cpu_cores(rows: int, n_devices: int | None = None) -> None:
     or `n_devices` where a mesh asks for a number. Devices that XLA_FLAGS or JAX's config ask for are left alone.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" in flags or jax.config.read("jax_num_cpu_devices") > 0:
+    asked_for: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    if "xla_force_host_platform_device_count" in flags or asked_for > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n = n_devices or max(d for d in range(1, cores + 1) if rows % d == 0)
