@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,3 +222,11 @@ def test_no_exception_is_swallowed():
 
 def test_no_module_is_called_after_nothing():
     assert not {p.stem for p in LM} & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_the_picture_in_the_page_is_drawn_from_the_code():
+    drawn = subprocess.run(
+        [sys.executable, ROOT / "tools" / "architecture.py"], capture_output=True, text=True, check=True
+    )
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    assert drawn.stdout.strip() in page, "run: python tools/architecture.py --write"
