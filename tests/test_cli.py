@@ -145,7 +145,7 @@ def test_overrides_may_stand_before_between_and_after_options(lm, argv):
     rows = [line.split() for line in out.splitlines()]
     assert ["train.steps", "77", "command", "line"] in rows
     assert ["optim.lr", "0.5", "command", "line"] in rows
-    assert ["mesh", "2", "device(s):", "fsdp=2"] in rows
+    assert ["mesh", "2", "device(s):", "data=2"] in rows
 
 
 def test_the_last_of_two_overrides_counts(lm):

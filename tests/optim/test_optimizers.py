@@ -340,4 +340,4 @@ def test_configs_survive_the_codec(config):
     from lm.codec import decode, encode, override
 
     assert decode(Optimizer, encode(config)) == config
-    assert override({"optim": config}, "optim.lr=0.5")["optim"].lr == 0.5
+    assert override(config, "lr=0.5").lr == 0.5
