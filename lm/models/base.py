@@ -27,7 +27,7 @@ class Model:
     init_std: float = 0.02
     scan: bool = True
     remat: Remat = "selective"
-    attention_block: int = 128  # queries at a time, 0: all at once (see `lm.nn.attention.attend`)
+    attention_block: int = 64  # queries at a time, 0: all at once (see `lm.nn.attention.attend`)
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):

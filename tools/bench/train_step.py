@@ -86,7 +86,7 @@ def jax_worker(size: dict, overrides: str):
     from lm import distributed
     from lm.config import Config, Train, resolved
     from lm.data import Data, Text
-    from lm.mesh import make_mesh
+    from lm.mesh import Mesh, make_mesh
     from lm.models import GPT2
     from lm.objectives import CausalLM
     from lm.optim import AdamW, Constant
@@ -100,9 +100,10 @@ def jax_worker(size: dict, overrides: str):
             batch_size=size["batch"],
         ),
         # As the peer: no document boundaries, and the last token of a row has no target.
-        objective=CausalLM(start_id=-2, pad_id=-1, document_mask=False),
+        objective=CausalLM(start_id=-2, pad_id=-1, document_mask=False, chunks=4 if size["vocab"] > 1000 else 1),
         optim=AdamW(lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, clip_norm=CLIP, schedule=Constant()),
         train=Train(steps=10_000),
+        mesh=Mesh(data=-1, fsdp=1),
     )  # fmt: skip
     words = overrides.split()
     devices = next((int(w.removeprefix("devices=")) for w in words if w.startswith("devices=")), None)
