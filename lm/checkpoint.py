@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import functools
 import logging
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,7 @@ def _preservation(policy: Any) -> Any:
     if policy.keep_every:
         keep.append(policies.EveryNSteps(policy.keep_every))
     if policy.keep_best:
-
-        def metric(metrics: dict[str, float]) -> float:
-            if policy.metric not in metrics:
-                raise UserError(f"checkpoint.metric: no {policy.metric!r} among {', '.join(sorted(metrics))}")
-            return metrics[policy.metric]
-
+        metric = operator.itemgetter(policy.metric)
         best = functools.partial(policies.BestN, get_metric_fn=metric, keep_checkpoints_without_metrics=False)
         keep.append(best(reverse=True, n=policy.keep_best))
     return policies.AnyPreservationPolicy(keep)

@@ -66,7 +66,7 @@ class Checkpoint:
     keep_last: int = 2
     keep_every: int = 0
     keep_best: int = 0
-    metric: str = "loss"  # of the evaluation, lower is better
+    metric: Literal["loss", "perplexity", "bits_per_byte"] = "loss"  # of the evaluation, lower is better
 
     def __post_init__(self):
         _positive("checkpoint", self, "every", "keep_last")
@@ -210,6 +210,12 @@ def check(config: Config) -> None:
         raise UserError(
             f"model.vocab_size: {model.vocab_size} is smaller than data.tokenizer.vocab_size "
             f"{data.tokenizer.vocab_size}; set them equal"
+        )
+    every, eval_every = config.checkpoint.every, train.eval_every
+    if config.checkpoint.keep_best and (not eval_every or every % eval_every):
+        raise UserError(
+            f"checkpoint.keep_best: a checkpoint has a metric only where it is evaluated, expected train.eval_every to "
+            f"divide checkpoint.every {every}, got {eval_every}; set train.eval_every={every}"
         )
     config.objective.check(data.seq_len)
     config.optim.schedule.make(config.optim.lr, train.steps)  # raises where the run is too short for it

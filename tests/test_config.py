@@ -250,6 +250,7 @@ WRONG = {
         "raise model.max_positions or shorten data.seq_len",
     ),
     "vocabulary and tokenizer": ("model.vocab_size=299", "model.vocab_size: ", "299", "set them equal"),
+    "best without evaluation": ("checkpoint.keep_best=1", "checkpoint.keep_best: ", "got 0", "set train.eval_every="),
     "chunks and sequence": ("objective.chunks=3", "objective.chunks: ", "3", "data.seq_len 28"),
     "warm-up and steps": ("train.steps=3", "optim.schedule.warmup_steps: ", "got 4", "shorten the warm-up"),
     "decay and steps": ("optim.schedule=WSD(decay_steps=51)", "optim.schedule.decay_steps: ", "got 51", "train longer"),

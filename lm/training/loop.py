@@ -99,7 +99,6 @@ class Run:
         if step >= last:
             return Result(step, False, self.evaluate(step, state))
         timer, pending = Timer(), []  # (step, first example, metrics still on the device)
-        evaluation = None
         with (
             distributed.StopSignal() as stop,
             make_loader(
@@ -121,13 +120,14 @@ class Run:
                     timer.restart()
                 evaluate = step == last or (config.train.eval_every and step % config.train.eval_every == 0)
                 save = step == last or stopping or step % config.checkpoint.every == 0
+                evaluation = None
                 with timer.paused():
                     if (evaluate or save) and pending:
                         self.check_finite(pending)  # never save what is broken
                     if evaluate and not (stopping and step < last):
                         evaluation = self.evaluate(step, state)
                     if save:
-                        self.save(step, state, examples_seen, evaluation if evaluate else None)
+                        self.save(step, state, examples_seen, evaluation)
                 if step == last or stopping:
                     break
         self.checkpoints.wait()
