@@ -1,4 +1,4 @@
-"""The rules of DESIGN.md that a reader of one file cannot see, checked on the syntax trees."""
+"""The rules of ARCHITECTURE.md that a reader of one file cannot see, checked on the syntax trees."""
 
 import ast
 import functools
