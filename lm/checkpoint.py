@@ -108,11 +108,6 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.wait_until_finished()
 
-    def check(self) -> None:
-        """Raises what a save in the background ran into, without waiting."""
-        with self._disk_errors():
-            self._manager.check_for_errors()
-
     def close(self) -> None:
         with self._disk_errors():
             self._manager.close()

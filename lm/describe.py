@@ -9,6 +9,7 @@ from lm import codec
 from lm import config as configs
 from lm.config import Resolved
 from lm.errors import UserError
+from lm.mesh import layout
 from lm.models import base as models
 from lm.training.setup import device_bytes
 
@@ -24,7 +25,6 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
     n = n_devices or config.mesh.min_devices
     configs.check_mesh(config, n)
     memory = device_bytes(config, n)
-    mesh = " x ".join(f"{a}={s}" for a, s in config.mesh.sizes(n).items() if s > 1) or "one device"
     tokens = config.data.batch_size * config.data.seq_len
     lines = [*_values(resolved), ""]
     facts = {
@@ -33,7 +33,7 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
         "tokens in all": f"{tokens * config.train.steps:,}",
         "FLOPs per token": f"{flops.full:.4g} (full attention), {flops.causal:.4g} (causal)",
         "FLOPs in all": f"{flops.full * tokens * config.train.steps:.3g} (full attention)",
-        "mesh": f"{n} device(s): {mesh}",
+        "mesh": f"{n} device(s): {layout(config.mesh.sizes(n))}",
         "bytes per device": f"{_gib(memory.total)}, activations not counted",
         "  params": _gib(memory.params),
         "  optimizer": _gib(memory.optimizer),

@@ -62,15 +62,6 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def any_process(flag: bool) -> bool:
-    """True everywhere if it is true anywhere. A collective: every process must call it."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(int(flag)).max())
-
-
 def barrier(name: str) -> None:
     """Waits for every process."""
     if jax.process_count() > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -44,9 +44,8 @@ class Mesh:
         sizes = {a: getattr(self, a) for a in AXES}
         fixed = math.prod(s for s in sizes.values() if s != -1)
         if n_devices % fixed or (-1 not in sizes.values() and fixed != n_devices):
-            shape = " x ".join(f"{a}={s}" for a, s in sizes.items() if s != 1) or "one device"
             way_out = f"use a multiple of {fixed} devices" if -1 in sizes.values() else "set one axis to -1"
-            raise UserError(f"mesh: {shape} does not fit {n_devices} devices; {way_out}, or other sizes")
+            raise UserError(f"mesh: {layout(sizes)} does not fit {n_devices} devices; {way_out}, or other sizes")
         return {a: n_devices // fixed if s == -1 else s for a, s in sizes.items()}
 
     @property
@@ -58,6 +57,11 @@ class Mesh:
     def min_devices(self) -> int:
         """The least number of devices that the axes fit: -1 counts as 1."""
         return math.prod(abs(getattr(self, a)) for a in AXES)
+
+
+def layout(sizes: Mapping[str, int]) -> str:
+    """`data=2 x tensor=4`: the axes that are not 1, for people."""
+    return " x ".join(f"{axis}={n}" for axis, n in sizes.items() if n != 1) or "one device"
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -26,7 +25,7 @@ from lm.data import Corpus, Stream, prepare
 from lm.data.tf import tensorflow
 from lm.errors import UserError
 from lm.evals import perplexity
-from lm.mesh import make_mesh
+from lm.mesh import layout, make_mesh
 from lm.models.base import FlopsPerToken, count, flops_per_token
 from lm.training.metrics import Log, Timer, utilisation
 from lm.training.setup import Setup
@@ -170,7 +169,7 @@ class Run:
             report = Path(self.checkpoints.folder).parent / f"nonfinite_step_{step + 1}.json"
             if distributed.is_main():
                 where = self.stream.where(np.arange(first, first + n))
-                report.write_text(json.dumps([_plain(w) for w in where], indent=1))
+                report.write_text(json.dumps([row._asdict() for row in where], indent=1))
             kept = self.checkpoints.latest()
             raise NonFiniteLoss(
                 f"step {step + 1}: loss {m['loss']}, grad_norm {m['grad_norm']}; examples {first}..{first + n - 1} "
@@ -296,37 +295,26 @@ def _compile(setup: Setup) -> tuple[Any, CacheCounter, float]:
 
 def _opening(config, setup, start, meta, cache, compile_s, seconds) -> str:
     mesh = setup.mesh
-    axes = " x ".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "one device"
     lines = [
         f"{type(config.model).__name__} {count(setup.infos):,} parameters on {mesh.size} x "
-        f"{mesh.devices.flat[0].device_kind} ({axes}), {jax.process_count()} process(es)",
+        f"{mesh.devices.flat[0].device_kind} ({layout(mesh.shape)}), {jax.process_count()} process(es)",
         f"step compiled in {compile_s:.1f} s (compilation cache {'hit' if cache.hits else 'miss'}); "
         f"ready after {seconds:.1f} s",
     ]
     if meta is not None:
         lines.append(f"resuming at step {start}, {meta.examples_seen:,} examples seen")
-        before, now = (codec.flatten(json.loads(t)["config"]) for t in (meta.config, _json(config)))
+        before, now = codec.flatten(json.loads(meta.config)["config"]), codec.flatten(codec.encode(config))
         changed = [f"{p}: {before.get(p)!r} -> {now.get(p)!r}" for p in now if before.get(p) != now.get(p)]
         lines += [f"changed since: {c}" for c in changed]
     return "\n".join(lines)
 
 
-def _json(config: Config) -> str:
-    return Resolved(config, {}).to_json()
-
-
-def _plain(record: Any) -> Any:
-    if dataclasses.is_dataclass(record):
-        return dataclasses.asdict(record)  # type: ignore[arg-type]
-    return record._asdict() if hasattr(record, "_asdict") else record
-
-
 def versions() -> dict[str, str]:
-    """The versions of what numbers depend on."""
+    """The versions of what numbers depend on, our own first."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = collections.OrderedDict()
-    for package in ("lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
+    found = {}
+    for package in ("lm-pretraining", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):  # a checkout on the path is not a distribution
             found[package] = version(package)
-    return dict(found)
+    return found
