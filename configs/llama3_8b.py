@@ -10,6 +10,7 @@ from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
 from lm.models import Llama
+from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
@@ -21,7 +22,7 @@ config = Config(
         n_heads=32,
         n_kv_heads=8,
         d_ff=14_336,
-        rope_theta=500_000.0,
+        rope=Rope(theta=500_000.0),
         remat="full",
     ),
     data=Data(

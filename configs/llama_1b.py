@@ -9,6 +9,7 @@ its FLOPs and bytes per device.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.models import Llama
+from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
@@ -22,7 +23,7 @@ config = Config(
         n_heads=32,
         n_kv_heads=8,
         d_ff=8192,
-        rope_theta=500_000.0,
+        rope=Rope(theta=500_000.0),
     ),
     data=Data(
         path="data/llama_1b",

@@ -81,6 +81,12 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
+    def save_params(self, step: int, params: dict[str, Any], meta: Meta) -> None:
+        """Weights alone, of a model that was not trained here; nothing can be resumed from them."""
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), params=ocp.args.StandardSave(params))
+        with self._disk_errors():
+            self._manager.save(step, args=args, force=True)
+
     def meta(self, step: int) -> Meta:
         """What stands beside the arrays of a step."""
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
@@ -117,7 +123,8 @@ class Checkpoints:
         for item, tree in wanted.items():
             where = f"{self.folder}/{step}/{item}"
             if item not in stored:
-                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}")
+                way_out = "; an imported model is not resumed: start a run with train.init_from" if item == "train" else ""
+                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}{way_out}")
             _compare(stored[item], _flatten(tree), where)
         args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
         restored = self._manager.restore(step, args=args)

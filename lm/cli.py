@@ -123,6 +123,24 @@ def _prepare(args: argparse.Namespace) -> int:
     return errors.EXIT_FINISHED
 
 
+def _import_hf(args: argparse.Namespace) -> int:
+    from lm import compilation, convert
+
+    compilation.enable_cache()
+    print(convert.import_hf(args.folder, args.workdir, args.overrides))
+    print(f"in {args.workdir}; go on from it with: lm train RECIPE --workdir NEW train.init_from={args.workdir}")
+    return errors.EXIT_FINISHED
+
+
+def _export_hf(args: argparse.Namespace) -> int:
+    from lm import compilation, convert
+
+    compilation.enable_cache()
+    name = convert.export_hf(args.workdir, args.folder, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
+    print(f"{args.folder}: {name}.from_pretrained({args.folder!r}) loads it")
+    return errors.EXIT_FINISHED
+
+
 def _describe(args: argparse.Namespace) -> int:
     from lm import describe
 
@@ -190,6 +208,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("recipe", help=recipe)
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--force", action="store_true", help="throw away what is there and begin anew")
+
+    p = command("import-hf", _import_hf, "make a run of a Hugging Face model folder")
+    p.add_argument("folder", help="a folder with config.json and safetensors or pytorch_model.bin")
+    p.add_argument("workdir", help="folder of the run to make")
+    p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
+
+    p = command("export-hf", _export_hf, "write a run as a folder that transformers loads")
+    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("folder", help="folder to make")
+    p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
+    p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as imported, else float32)")
+    p.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
 
     p = command("describe", _describe, "the resolved config, its size and its cost, without running it")
     p.add_argument("target", help="a recipe, or the folder of a run")

@@ -50,6 +50,7 @@ class Train:
     microbatches: int = 1
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    init_from: str | None = None  # folder of a run whose latest weights a new run begins with
     log_every: int = 10
     eval_every: int = 0  # steps; 0: only at the end
 
@@ -201,9 +202,21 @@ def check(config: Config) -> None:
     data, model, train = config.data, config.model, config.train
     if data.batch_size % train.microbatches:
         raise UserError(f"train.microbatches: {train.microbatches} does not divide data.batch_size {data.batch_size}")
-    if model.max_seq_len is not None and data.seq_len > model.max_seq_len:
+    if config.objective.family != model.family:
         raise UserError(
-            f"data.seq_len: {data.seq_len} is beyond the position table of {model.max_seq_len}; "
+            f"objective: {type(config.objective).__name__} is for models of the family {config.objective.family}, got "
+            f"{type(model).__name__}, which is of {model.family}; take an objective of that family"
+        )
+    for f in dataclasses.fields(config.objective):
+        value = getattr(config.objective, f.name)
+        if f.name.endswith("_id") and value >= model.vocab_size:
+            raise UserError(f"objective.{f.name}: expected an id below model.vocab_size {model.vocab_size}, got {value}")
+    config.objective.check(data.seq_len)
+    longest = config.objective.longest(data.seq_len)
+    if model.max_seq_len is not None and longest > model.max_seq_len:
+        rows = f" (rows of {longest} for {type(config.objective).__name__})" if longest != data.seq_len else ""
+        raise UserError(
+            f"data.seq_len: {data.seq_len}{rows} is beyond the position table of {model.max_seq_len}; "
             f"raise model.max_positions or shorten data.seq_len"
         )
     if isinstance(data.tokenizer, SentencePiece) and data.tokenizer.vocab_size > model.vocab_size:
@@ -217,7 +230,6 @@ def check(config: Config) -> None:
             f"checkpoint.keep_best: a checkpoint has a metric only where it is evaluated, expected train.eval_every to "
             f"divide checkpoint.every {every}, got {eval_every}; set train.eval_every={every}"
         )
-    config.objective.check(data.seq_len)
     config.optim.schedule.make(config.optim.lr, train.steps)  # raises where the run is too short for it
     check_mesh(config, config.mesh.min_devices)  # what fails on the smallest mesh fails on all
 

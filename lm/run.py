@@ -12,9 +12,9 @@ import jax
 from lm import config as configs
 from lm.checkpoint import Checkpoints
 from lm.config import Config, Resolved
-from lm.data import Tokenizer
 from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
+from lm.models import Words
 from lm.training.setup import Setup, compute_dtype
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Run:
     step: int
     setup: Setup
     params: dict
-    tokenizer: Tokenizer
+    tokenizer: Any  # lm.data.Tokenizer, or HFTokenizer of an imported model; None: its folder had none
 
     @property
     def config(self) -> Config:
@@ -39,6 +39,11 @@ class Run:
         """Text from this run's model."""
         from lm.generation import Generator
 
+        if self.config.model.family != "decoder" or not isinstance(self.config.model.task, Words):
+            kind = f"{type(self.config.model).__name__} for {type(self.config.model.task).__name__}"
+            raise UserError(f"generate: expected a decoder of words, got a {kind}; lm.hf generates from encoder-decoders")
+        if self.tokenizer is None:
+            raise UserError("generate: the imported folder had no tokenizer; import it again with one")
         objective = self.config.objective
         return Generator(
             self.config.model,
@@ -46,6 +51,7 @@ class Run:
             self.tokenizer,
             start_id=objective.start_id,
             pad_id=objective.pad_id,
+            end_id=self.tokenizer.eos_id,
             dtype=compute_dtype(self.config.train.precision, self.setup.mesh),
         )
 
@@ -72,14 +78,20 @@ def restore(
     resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
     resolved = configs.overridden(resolved, overrides)
     config = resolved.config
-    mesh = _fitting_mesh(config) if mesh is None else mesh
+    mesh = fitting_mesh(config) if mesh is None else mesh
     setup = Setup.make(config, mesh)
     params = checkpoints.restore_params(step, setup.abstract_state["params"])
     checkpoints.close()
-    return Run(resolved, step, setup, params, Tokenizer.from_bytes(meta.tokenizer))
+    return Run(resolved, step, setup, params, _tokenizer(meta.tokenizer))
 
 
-def _fitting_mesh(config: Config) -> jax.sharding.Mesh:
+def _tokenizer(data: bytes) -> Any:
+    from lm.data.tokenizers import from_bytes
+
+    return from_bytes(data) if data else None
+
+
+def fitting_mesh(config: Config) -> jax.sharding.Mesh:
     """The config's mesh, else all devices as fsdp, else one device: a run is read on other machines than it ran on."""
     for mesh in (config.mesh, Mesh()):
         try:

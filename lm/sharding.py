@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class Rules:
     kv_heads: Placement = "tensor"
     head_dim: Placement = None
     mlp: Placement = "tensor"
+    experts: Placement = "expert"
     position: Placement = None
     norm: Placement = None  # scales and biases of width d_model: too small to be worth a gather
     # activations
@@ -46,6 +47,8 @@ class Rules:
     act_kv_heads: Placement = "tensor"
     act_mlp: Placement = "tensor"
     act_vocab: Placement = "tensor"
+    act_experts: Placement = "expert"
+    act_groups: Placement = ("data", "fsdp")  # rows whose tokens stand with their experts: act_batch less act_experts
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -139,6 +142,33 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh, rules = current
     spec = spec_for(rules, mesh.shape, axes, x.shape, f"activation {axes}")
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def per_device(f: Callable[..., jax.Array], ins: Sequence[Axes], out: Axes, summed: str) -> Callable[..., jax.Array]:
+    """`f` run on each device's own part of its arguments, whose axes are `ins`; what it returns has the axes `out`.
+
+    The results are summed over the devices of the logical axis `summed`, one that arguments have and the result has
+    not. For what the compiler cannot divide by itself, like a sort. Outside a `scope` or on one device it is `f`.
+    """
+    current = _scope.get()
+    if current is None or current[0].size == 1:
+        return f
+    mesh, rules = current
+    axes = _as_tuple(getattr(rules, summed))
+
+    def local(*args: jax.Array) -> jax.Array:
+        y = f(*args)
+        return jax.lax.psum(y, axes) if axes else y
+
+    def outer(*args: jax.Array) -> jax.Array:
+        specs = tuple(
+            spec_for(rules, mesh.shape, names, x.shape, f"activation {names}")
+            for names, x in zip(ins, args, strict=True)
+        )
+        # check_vma would ask every loop within f to say over which mesh axes its carry varies.
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rules.spec(out), check_vma=False)(*args)
+
+    return outer
 
 
 def _as_tuple(placement: Placement) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ LAYERS = (
     {"sharding"},
     {"nn"},
     {"models", "data", "optim", "checkpoint"},
-    {"objectives", "generation", "hf", "lora"},
-    {"evals"},
+    {"objectives", "generation", "lora"},
+    {"evals", "hf"},
     {"config"},
     {"training"},
     {"describe", "run", "aot"},
+    {"convert"},
     {"cli"},
     {"__main__"},
 )
@@ -50,7 +51,8 @@ NNX_PLACES = {
     "models": NNX,
     "lora": NNX,
     "training": {"GraphDef", "merge"},
-    "generation": {"Module", "merge", "split"},
+    "generation": {"merge", "split"},
+    "hf": {"merge"},
 }
 
 READS_ENVIRONMENT = {"lm/distributed.py", "lm/data/tf.py"}

@@ -45,7 +45,7 @@ config = Config(
 """
 GPT2_SMALL = "GPT2()"
 LLAMA3_8B = """Llama(
-        vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14336, rope_theta=500_000.0
+        vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14336, rope=Rope(theta=500_000.0)
     )"""
 CONFIG = Config(
     model=Llama(vocab_size=302, d_model=12, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=10, d_ff=22),

@@ -29,7 +29,8 @@ class Tokenizer(Protocol):
 
 
 class Generator:
-    """Completes prompts with `model`, whose documents open with `start_id`: it precedes each prompt and ends each text.
+    """Completes prompts with `model`, whose documents open with `start_id` and end with `end_id` (None: the same): one
+    precedes each prompt, the other ends each text.
 
     A row's result depends on its prompt, the sampling settings and, unless greedy, its place in the call; not on the
     other rows or on padding (up to rounding). `pad_id` and ids outside the tokenizer are never drawn.
@@ -46,11 +47,13 @@ class Generator:
         *,
         start_id: int,
         pad_id: int,
+        end_id: int | None = None,
         dtype: DTypeLike = jnp.float32,
         batch_size: int = 32,
         chunk: int = 8,
     ):
-        for name, value in (("start_id", start_id), ("pad_id", pad_id)):
+        end_id = start_id if end_id is None else end_id
+        for name, value in (("start_id", start_id), ("pad_id", pad_id), ("end_id", end_id)):
             if not 0 <= value < model.vocab_size:
                 raise UserError(
                     f"generate.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}; "
@@ -65,10 +68,10 @@ class Generator:
             if value < 1:
                 raise UserError(f"generate.{name}: expected at least 1, got {value}")
         ids = np.arange(model.vocab_size)
-        never = ((ids >= tokenizer.vocab_size) | (ids == pad_id)) & (ids != start_id)
-        self.model, self.tokenizer, self.start_id = model, tokenizer, start_id
+        never = ((ids >= tokenizer.vocab_size) | (ids == pad_id)) & (ids != end_id)
+        self.model, self.tokenizer, self.start_id, self.end_id = model, tokenizer, start_id, end_id
         self.batch_size, self.chunk = batch_size, chunk
-        self._decode = Decode(model, params, never, start_id, dtype)
+        self._decode = Decode(model, params, never, end_id, dtype)
 
     def __call__(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
         """The text that follows each prompt. Prompts may be empty."""
@@ -78,7 +81,7 @@ class Generator:
         return [_cut(self.tokenizer.decode(row), sampling.stop) for row in ids]
 
     def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """The ids that follow each prompt: up to `start_id`, or through the token that completes a stop string."""
+        """The ids that follow each prompt: up to `end_id`, or through the token that completes a stop string."""
         for i, prompt in enumerate(prompts):
             self._check(i, prompt, sampling)
         chunk = self.chunk if sampling.stop else sampling.max_new_tokens
@@ -127,7 +130,7 @@ class Generator:
             for i in range(n):
                 if halt[i]:
                     continue
-                checked, ids[i] = len(ids[i]), _until(out[i, :drawn].tolist(), self.start_id)
+                checked, ids[i] = len(ids[i]), _until(out[i, :drawn].tolist(), self.end_id)
                 end = self._stop_end(ids[i], checked, sampling.stop)
                 if end is not None:
                     ids[i], halt[i] = ids[i][:end], True

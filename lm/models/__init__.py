@@ -1,7 +1,51 @@
 """Model families: one file each, a config and the function that composes its parts from `lm.nn`."""
 
-from lm.models.base import Model
+from lm.models.albert import Albert
+from lm.models.bart import Bart, MBart
+from lm.models.base import Family, Model, Output
+from lm.models.bert import Bert
+from lm.models.gemma import Gemma, Gemma2, Gemma3
 from lm.models.gpt2 import GPT2
+from lm.models.gpt_neo import GPTNeo
+from lm.models.gpt_neox import GPTNeoX
 from lm.models.llama import Llama
+from lm.models.mistral import Mistral
+from lm.models.mixtral import Mixtral
+from lm.models.opt import OPT
+from lm.models.qwen import Qwen2, Qwen3, Qwen3Moe
+from lm.models.roberta import Roberta
+from lm.models.t5 import T5
+from lm.models.tasks import SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
+from lm.models.transformer import Transformer
 
-__all__ = ["GPT2", "Llama", "Model"]
+__all__ = [
+    "GPT2",
+    "OPT",
+    "T5",
+    "Albert",
+    "Bart",
+    "Bert",
+    "Family",
+    "GPTNeo",
+    "GPTNeoX",
+    "Gemma",
+    "Gemma2",
+    "Gemma3",
+    "Llama",
+    "MBart",
+    "Mistral",
+    "Mixtral",
+    "Model",
+    "Output",
+    "Qwen2",
+    "Qwen3",
+    "Qwen3Moe",
+    "Roberta",
+    "SequenceLabels",
+    "Spans",
+    "Task",
+    "TokenLabels",
+    "Transformer",
+    "Words",
+    "WordsAndPair",
+]

@@ -4,43 +4,71 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.errors import UserError
+from lm.models.tasks import Task, Words
 from lm.nn import param as params
-from lm.nn.stack import Remat
+from lm.nn.block import Layer
+from lm.nn.stack import Remat, Stack
+
+Family = Literal["decoder", "encoder", "encoder_decoder"]
+
+
+class Output(NamedTuple):
+    """What a model's call returns.
+
+    hidden [B,S,D]: what the head reads. cache: with the new keys and values. router: statistics of the layers that have
+    one, [N,...] (see `lm.nn.moe.Router`). states: if recorded, what entered the first layer and what left each,
+    [L+1,B,S,D], before any final norm. memory [B,T,D] and memory_states: the same of the encoder of an encoder-decoder.
+    """
+
+    hidden: jax.Array
+    cache: Any = None
+    router: Any = None
+    states: jax.Array | None = None
+    memory: jax.Array | None = None
+    memory_states: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Base of the model configs. `scan`, `remat` and `attention_block` change how it runs, not what it computes."""
+    """Base of the model configs. `scan`, `remat` and `attention_block` change how it runs, not what it computes.
+
+    dropout: of embeddings and of what each part adds; attention_dropout: of the attention weights (None: the same).
+    pad_id: a token whose embedding learns nothing from being looked up, as in many published models.
+    """
+
+    family: ClassVar[Family] = "decoder"
 
     vocab_size: int
     d_model: int
     n_layers: int
     n_heads: int
     dropout: float = 0.0
+    attention_dropout: float | None = None
     init_std: float = 0.02
+    pad_id: int | None = None
+    task: Task = Words()
     scan: bool = True
     remat: Remat = "selective"
     attention_block: int = 64  # queries at a time, 0: all at once (see `lm.nn.attention.attend`)
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}: expected a positive number, got {getattr(self, name)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout: expected a rate in [0, 1), got {self.dropout}")
+        positive("model", self, "vocab_size", "d_model", "n_layers", "n_heads")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
+                raise UserError(f"model.{name}: expected a rate in [0, 1), got {getattr(self, name)}")
         if self.attention_block < 0:
             raise UserError(f"model.attention_block: expected 0 or a number of queries, got {self.attention_block}")
         if self.d_model % self.n_heads and getattr(self, "head_dim", None) is None:
             raise UserError(f"model.n_heads: {self.n_heads} does not divide model.d_model {self.d_model}")
 
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+    def build(self, rngs: nnx.Rngs) -> Any:
         """The module, with freshly initialised parameters."""
         raise NotImplementedError
 
@@ -52,7 +80,41 @@ class Model:
     @property
     def kv_shape(self) -> tuple[int, int]:
         """(kv heads, head_dim) of a cached token in one layer."""
-        raise NotImplementedError
+        return self.n_heads, self.d_model // self.n_heads
+
+    @property
+    def order(self) -> tuple[Layer, ...]:
+        """The layers as they are run (of an encoder-decoder, those of the decoder)."""
+        return Stack(self.n_layers).order
+
+    @property
+    def active_experts(self) -> float:
+        """The share of a routed layer's experts that a token passes through."""
+        return 1.0
+
+    @property
+    def weights_dropout(self) -> float:
+        """The dropout of attention weights."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+
+def positive(section: str, node: Any, *names: str) -> None:
+    """Refuses fields that are neither None nor at least 1."""
+    for name in names:
+        value = getattr(node, name)
+        if value is not None and value < 1:
+            raise UserError(f"{section}.{name}: expected a positive number, got {value}")
+
+
+def windowed_layers(n_layers: int, window: int | None, windowed: tuple[bool, ...]) -> tuple[Layer, ...]:
+    """`n_layers` layers, of which those where the pattern `windowed`, repeated over them, is True see `window` keys."""
+    return tuple(Layer(index=i, window=window if windowed[i % len(windowed)] else None) for i in range(n_layers))
+
+
+def check_pattern(windowed: tuple[bool, ...]) -> None:
+    """Refuses a pattern of no layer."""
+    if not windowed:
+        raise UserError("model.windowed: expected a pattern of at least one layer, got (); (False,) for no windows")
 
 
 class Abstract(NamedTuple):
@@ -81,23 +143,41 @@ def count(infos: dict) -> int:
     return sum(math.prod(i.shape) for i in params.paths(infos).values())
 
 
+def count_active(model: Model, infos: dict) -> int:
+    """The number of parameters that one token passes through: all but the experts it is not sent to."""
+    return round(sum(_size(model, i) for i in params.paths(infos).values()))
+
+
+def _size(model: Model, info: params.ParamInfo) -> float:
+    return math.prod(info.shape) * (model.active_experts if "experts" in info.axes and len(info.shape) > 3 else 1.0)
+
+
 class FlopsPerToken(NamedTuple):
     """Floating-point operations of one training step (forward and backward) per token."""
 
     full: float  # attention over the whole [S,S] square, as PaLM counts
-    causal: float  # the lower triangle alone
+    causal: float  # the lower triangle alone, where attention is causal; windows are not subtracted
 
 
 def flops_per_token(model: Model, infos: dict, seq_len: int) -> FlopsPerToken:
     """6 N + 12 L H K S (Chowdhery et al., 2022, appendix B) and its causal half of the attention term.
 
-    N counts the parameters that are multiplied: tables that are only looked up (positions, an untied input
-    embedding) do no work; a tied one is counted once, as the output head.
+    N counts the parameters that are multiplied, as often as a token meets them: tables that are only looked up
+    (positions, an input embedding with a head of its own) do no work; a tied one is counted once, as the head; of
+    experts those that a token is sent to; a shared layer once for each use. In an encoder-decoder, whose tokens are
+    those of both sides, each side's layers count by half, and self-attention alone counts in the attention term.
     """
     flat = params.paths(infos)
     looked_up = {p for p, i in flat.items() if "position" in i.axes}
-    if "head.table" in flat:
-        looked_up.add("embed.table")
-    n = sum(math.prod(i.shape) for p, i in flat.items() if p not in looked_up)
-    attention = 12 * model.n_layers * model.n_heads * model.kv_shape[1] * seq_len
-    return FlopsPerToken(6.0 * n + attention, 6.0 * n + attention / 2)
+    if "head.table" in flat or not isinstance(model.task, Words):
+        looked_up |= {p for p in flat if p.rpartition(".")[0].endswith("embed")}
+    uses = len(model.order) / max(1, len({(layer.block, layer.index) for layer in model.order}))
+    n = 0.0
+    for path, info in flat.items():
+        if path in looked_up:
+            continue
+        layered = "layers" in info.axes
+        share = 0.5 if model.family == "encoder_decoder" and layered else 1.0
+        n += _size(model, info) * share * (uses if layered and model.family != "encoder_decoder" else 1.0)
+    attention = 12 * len(model.order) * model.n_heads * model.kv_shape[1] * seq_len
+    return FlopsPerToken(6.0 * n + attention, 6.0 * n + (attention / 2 if model.family == "decoder" else attention))

@@ -1,4 +1,4 @@
-"""The decoder-only Transformer that GPT-2 and LLaMA compose with their own parts."""
+"""The decoder-only Transformer that GPT-2, LLaMA and the others compose with their own parts."""
 
 from __future__ import annotations
 
@@ -10,36 +10,52 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lm.nn.attention import KVCache
-from lm.nn.block import Block
+from lm.errors import UserError
+from lm.models.base import Model, Output
+from lm.models.tasks import Labels, SequenceLabels, Spans, Words
+from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
-from lm.nn.embed import Embed, Head
+from lm.nn.embed import Embed, Head, head_fn
+from lm.nn.heads import Linear, LinearHead
 from lm.nn.mask import Mask, causal_mask
-from lm.nn.position import LearnedPositions, Rotation
+from lm.nn.param import Init
+from lm.nn.position import LearnedPositions, Rope
 from lm.nn.stack import Stack
 
 
 class Decoder(nnx.Module):
-    """Embedding, layers run by `stack`, final norm and head. `head=None` ties the head to the embedding."""
+    """Embedding, layers run by `stack`, final norm and head.
+
+    layers, dense_layers: the stack's blocks 0 and 1. ropes: the rotations that its layers choose from. project_in,
+    project_out: between the width of the embedding and that of the layers (OPT 350M).
+    """
 
     def __init__(
         self,
         embed: Embed,
         stack: Stack,
-        layers: Block,
-        norm: nnx.Module,
+        layers: AnyBlock,
+        head: nnx.Module,
         *,
+        head_dim: int,
+        norm: nnx.Module | None = None,
+        dense_layers: AnyBlock | None = None,
         positions: LearnedPositions | None = None,
-        rotation: Callable[[jax.Array], Rotation] | None = None,
-        head: Head | None = None,
+        ropes: tuple[Rope, ...] = (),
+        project_in: Linear | None = None,
+        project_out: Linear | None = None,
         dropout: float = 0.0,
     ):
-        self.embed, self.stack, self.layers, self.norm = embed, stack, layers, norm
-        if positions is not None:
-            self.positions = positions
-        if head is not None:
-            self.head = head
-        self.rotation, self.dropout = rotation, dropout
+        self.embed, self.stack, self.layers, self.head = embed, stack, layers, head
+        parts = {"norm": norm, "dense_layers": dense_layers, "positions": positions}
+        for name, part in (parts | {"project_in": project_in, "project_out": project_out}).items():
+            if part is not None:
+                setattr(self, name, part)
+        self.ropes, self.head_dim, self.dropout = ropes, head_dim, dropout
+
+    @property
+    def blocks(self) -> tuple[AnyBlock, ...]:
+        return (self.layers, self.dense_layers) if hasattr(self, "dense_layers") else (self.layers,)
 
     def __call__(
         self,
@@ -48,34 +64,66 @@ class Decoder(nnx.Module):
         dtype: DTypeLike,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
+        valid: jax.Array | None = None,
         key: jax.Array | None = None,
-        cache: KVCache | None = None,
+        cache: Any = None,
         mask: Mask | None = None,
         index: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """tokens [B,S] -> (hidden [B,S,D] after the final norm, the cache with the new keys and values).
+        record: bool = False,
+    ) -> Output:
+        """tokens [B,S] -> hidden [B,S,D] after the final norm, the cache with the new keys and values, ...
 
-        positions [B,S] default to 0..S-1; segments [B,S] keep packed documents apart; `key` turns dropout on.
-        With a cache [L,B,T,G,K], `mask` says which of its T slots each query sees, and `index` where to write.
+        positions [B,S] default to 0..S-1; segments [B,S] keep packed documents apart; valid bool [B,S] (None: all) are
+        the tokens that count for a router; `key` turns dropout on. With a cache [L,B,T,G,K], `mask` says which of its T
+        slots each query sees, and `index` where to write. `record` asks for `states`.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         k_embed, k_layers = split_key(key, 2)
         x = self.embed(tokens, dtype)
+        if hasattr(self, "project_in"):
+            x = self.project_in(x)
         if hasattr(self, "positions"):
             x = x + self.positions(positions, dtype)
         x = dropout(x, self.dropout, k_embed)
-        rotation = None if self.rotation is None else self.rotation(positions)
-        mask = causal_mask(tokens.shape[1], segments) if mask is None else mask
-        x, cache = self.stack(self.layers, x, mask, rotation, index, key=k_layers, cache=cache)
-        return self.norm(x), cache
+        context = Context(
+            causal_mask(tokens.shape[1], segments) if mask is None else mask,
+            tuple(rope(positions, self.head_dim) for rope in self.ropes),
+            index=index,
+            valid=valid,
+        )
+        out = self.stack(self.blocks, x, context, key=k_layers, cache=cache, record=record)
+        states = jnp.concatenate([x[None], out.states]) if record else None
+        hidden = self.norm(out.x) if hasattr(self, "norm") else out.x
+        if hasattr(self, "project_out"):
+            hidden = self.project_out(hidden)
+        return Output(hidden, out.cache, out.router, states)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """hidden [B,S,D] -> float32 [B,S,V]."""
-        head, params = self.head_fn()
-        return head(params, x)
+        return self.head.logits(x, self.embed)
 
     def head_fn(self) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-        """(f, params) with f(params, hidden) = logits: the head alone, for a loss that differentiates it by itself."""
-        graphdef, params = nnx.split(self.head if hasattr(self, "head") else self.embed)
-        return lambda params, x: nnx.merge(graphdef, params).logits(x), params
+        """(f, params) with f(params, hidden) = logits."""
+        return head_fn(self.head, self.embed)
+
+    def labels(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """hidden [...,D] -> float32 [...,n]: the labels of a sequence that ends there or of a token, or start and end
+        of a span."""
+        return self.head(x, key).astype(jnp.float32)
+
+
+def task_head(model: Model, width: int, *, tied: bool, rngs: nnx.Rngs, init: Init, softcap: float | None = None) -> Any:
+    """The head of a decoder for `model.task`; `width` is that of the embedding."""
+    task = model.task
+    if isinstance(task, Words):
+        return Head(model.vocab_size, width, rngs=rngs, init=init, tied=tied, softcap=softcap)
+    if isinstance(task, Labels):
+        each = not isinstance(task, SequenceLabels)  # as transformers has it: `score` of a sequence is bare
+        rate = model.dropout if each else 0.0
+        return LinearHead(width, task.n_labels, rngs=rngs, init=init, dropout=rate, bias=each)
+    if isinstance(task, Spans):
+        return LinearHead(width, 2, rngs=rngs, init=init, dropout=0.0)
+    raise UserError(
+        f"model.task: expected Words, SequenceLabels, TokenLabels or Spans for a decoder, got {type(task).__name__}"
+    )

@@ -1,23 +1,28 @@
-"""LLaMA (Touvron et al., 2023): RMSNorm, rotary positions, SwiGLU, grouped-query attention, no biases."""
+"""LLaMA (Touvron et al., 2023): RMSNorm, rotary positions, SwiGLU, grouped-query attention.
+
+Mistral, Qwen, Gemma and the mixture-of-experts decoders exchange one part or another of it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
-import jax
 from flax import nnx
 
 from lm.errors import UserError
-from lm.models.base import Model
-from lm.models.decoder import Decoder
+from lm.models.base import Model, positive
+from lm.models.decoder import Decoder, task_head
+from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention
 from lm.nn.block import Block
-from lm.nn.embed import Embed, Head
+from lm.nn.embed import Embed
 from lm.nn.mlp import GatedMLP
 from lm.nn.norm import RMSNorm
-from lm.nn.param import normal
-from lm.nn.position import rotation
+from lm.nn.param import Init, normal
+from lm.nn.position import Rope
 from lm.nn.stack import Stack
 
 
@@ -28,16 +33,16 @@ class Llama(Model):
     d_ff: int
     n_kv_heads: int | None = None
     head_dim: int | None = None
-    rope_theta: float = 10_000.0
+    rope: Rope = Rope()
+    activation: ActivationName = "silu"
     norm_eps: float = 1e-5
     tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("d_ff", "n_kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"model.{name}: expected a positive number, got {value}")
+        positive("model", self, "d_ff", "n_kv_heads", "head_dim")
         if self.n_heads % self.kv_shape[0]:
             raise UserError(f"model.n_kv_heads: {self.n_kv_heads} does not divide model.n_heads {self.n_heads}")
         if self.kv_shape[1] % 2:
@@ -47,34 +52,73 @@ class Llama(Model):
     def kv_shape(self) -> tuple[int, int]:
         return self.n_kv_heads or self.n_heads, self.head_dim or self.d_model // self.n_heads
 
-    def build(self, rngs: nnx.Rngs) -> Decoder:
-        init = normal(self.init_std)
-        residual_init = normal(self.init_std / (2 * self.n_layers) ** 0.5)
+    # --- the parts that other families exchange -----------------------------------------------------------------------
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        return (self.rope,)
+
+    @property
+    def embed_scale(self) -> float:
+        return 1.0
+
+    @property
+    def logits_softcap(self) -> float | None:
+        return None
+
+    def norm(self, d: int, rngs: nnx.Rngs) -> RMSNorm:
+        return RMSNorm(d, rngs=rngs, eps=self.norm_eps)
+
+    def attention(self, rngs: nnx.Rngs, **more: Any) -> Attention:
         n_kv_heads, head_dim = self.kv_shape
+        options = {
+            "bias": self.attention_bias,
+            "n_kv_heads": n_kv_heads,
+            "dropout": self.weights_dropout,
+            "block": self.attention_block,
+        }
+        return Attention(
+            self.d_model,
+            self.n_heads,
+            head_dim,
+            rngs=rngs,
+            init=normal(self.init_std),
+            out_init=self.residual_init,
+            **(options | more),
+        )
 
-        def block(rngs: nnx.Rngs) -> Block:
-            norm = functools.partial(RMSNorm, self.d_model, rngs=rngs, eps=self.norm_eps)
-            attn = Attention(
-                self.d_model,
-                self.n_heads,
-                head_dim,
-                rngs=rngs,
-                init=init,
-                out_init=residual_init,
-                n_kv_heads=n_kv_heads,
-                dropout=self.dropout,
-                block=self.attention_block,
-            )
-            mlp = GatedMLP(self.d_model, self.d_ff, jax.nn.silu, rngs=rngs, init=init, out_init=residual_init)
-            return Block(norm(), attn, norm(), mlp, dropout=self.dropout)
+    def feed_forward(self, rngs: nnx.Rngs) -> nnx.Module:
+        return GatedMLP(
+            self.d_model,
+            self.d_ff,
+            ACTIVATIONS[self.activation],
+            rngs=rngs,
+            init=normal(self.init_std),
+            out_init=self.residual_init,
+            bias=self.mlp_bias,
+        )
 
-        stack = Stack(self.n_layers, self.scan, self.remat)
+    def block(self, rngs: nnx.Rngs) -> Block:
+        norm = functools.partial(self.norm, self.d_model, rngs)
+        return Block(norm(), self.attention(rngs), norm(), self.feed_forward(rngs), dropout=self.dropout)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def residual_init(self) -> Init:
+        return normal(self.init_std / math.sqrt(2 * self.n_layers))
+
+    def build(self, rngs: nnx.Rngs, **parts: Any) -> Decoder:
+        init = normal(self.init_std)
+        stack = Stack(self.order, self.scan, self.remat)
         return Decoder(
-            Embed(self.vocab_size, self.d_model, rngs=rngs, init=init),
+            Embed(self.vocab_size, self.d_model, rngs=rngs, init=init, scale=self.embed_scale, pad_id=self.pad_id),
             stack,
-            stack.init(block, rngs),
-            RMSNorm(self.d_model, rngs=rngs, eps=self.norm_eps),
-            rotation=functools.partial(rotation, head_dim=head_dim, theta=self.rope_theta),
-            head=None if self.tied else Head(self.vocab_size, self.d_model, rngs=rngs, init=init),
+            stack.init(self.block, rngs),
+            task_head(self, self.d_model, tied=self.tied, rngs=rngs, init=init, softcap=self.logits_softcap),
+            head_dim=self.kv_shape[1],
+            norm=self.norm(self.d_model, rngs),
+            ropes=self.ropes,
             dropout=self.dropout,
+            **parts,
         )

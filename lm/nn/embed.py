@@ -1,40 +1,112 @@
-"""Token embedding and the output head."""
+"""Token embedding and the map back to logits."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lm.nn.param import Init, cast, param
+from lm.nn.param import Init, cast, param, zeros
 from lm.sharding import constrain
 
 
 class Embed(nnx.Module):
-    """ids [B,S] -> [B,S,D]."""
+    """ids [B,S] -> [B,S,D]. `scale` multiplies what is looked up (sqrt(D) in the original Transformer and in Gemma).
 
-    def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs, init: Init):
+    pad_id: a token that learns nothing from being looked up.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        scale: float = 1.0,
+        pad_id: int | None = None,
+    ):
+        self.scale, self.pad_id = scale, pad_id
         self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init)
 
     def __call__(self, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
         # Gathered over FSDP first: looked up in a table sharded on D, XLA would rematerialise it in full.
         table = constrain(self.table[...].astype(dtype), "act_vocab", None)
-        return constrain(table[ids], "act_batch", "act_seq", "act_embed")
+        x = constrain(table[ids], "act_batch", "act_seq", "act_embed")
+        if self.pad_id is not None:
+            x = jnp.where((ids == self.pad_id)[..., None], jax.lax.stop_gradient(x), x)
+        # The scale is rounded to the compute dtype, as the models that have one were trained (Gemma in bfloat16).
+        return x if self.scale == 1.0 else x * jnp.asarray(self.scale, dtype)
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """The tied head: x [B,S,D] -> float32 [B,S,V]."""
-        return _project(x, cast(self.table, x))
+
+class Types(nnx.Module):
+    """token types [B,S] -> [B,S,D]: which sentence of a pair a token is of (BERT)."""
+
+    def __init__(self, n_types: int, d_model: int, *, rngs: nnx.Rngs, init: Init):
+        self.table = param(rngs, (n_types, d_model), ("position", "embed"), init, decay=False)
+
+    def __call__(self, types: jax.Array, dtype: DTypeLike) -> jax.Array:
+        return self.table[...].astype(dtype)[types]
 
 
 class Head(nnx.Module):
-    """Hidden states to logits: x [B,S,D] -> float32 [B,S,V]. The table is [V,D], the layout of the embedding."""
+    """Hidden states to logits: x [B,S,D] -> float32 [B,S,V]. The table is [V,D], the layout of the embedding.
 
-    def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs, init: Init):
-        self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init)
+    tied: the embedding's table serves, and `logits` is given it. transform: before the table (BERT). bias: "trained",
+    or "fixed" to whatever a checkpoint brought (BART's final_logits_bias). scale: multiplies the hidden states (T5:
+    D^-1/2). softcap: c tanh(logits / c) (Gemma 2).
+    """
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        return _project(x, cast(self.table, x))
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        tied: bool = False,
+        transform: nnx.Module | None = None,
+        bias: Literal["trained", "fixed"] | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ):
+        if transform is not None:
+            self.transform = transform
+        if not tied:
+            self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init)
+        if bias is not None:
+            self.bias = param(rngs, (vocab_size,), ("vocab",), zeros, decay=False)
+        self.tied, self.fixed_bias, self.scale, self.softcap = tied, bias == "fixed", scale, softcap
+
+    def logits(self, x: jax.Array, embed: Embed | None = None) -> jax.Array:
+        if hasattr(self, "transform"):
+            x = self.transform(x)
+        if self.scale != 1.0:
+            x = x * jnp.asarray(self.scale, x.dtype)
+        assert not self.tied or embed is not None
+        logits = _project(x, cast(embed.table if self.tied and embed is not None else self.table, x))
+        if hasattr(self, "bias"):
+            bias = self.bias[...].astype(jnp.float32)
+            logits = logits + (jax.lax.stop_gradient(bias) if self.fixed_bias else bias)
+        return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
+
+
+def head_fn(head: Head, embed: Embed) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    """(f, params) with f(params, hidden) = logits: the head alone, for a loss that differentiates it by itself."""
+    graphdef, params = nnx.split(head)
+    if not head.tied:
+        return lambda params, x: nnx.merge(graphdef, params).logits(x), params
+    embed_graphdef, table = nnx.split(embed)
+
+    def f(params, x):
+        own, table = params
+        return nnx.merge(graphdef, own).logits(x, nnx.merge(embed_graphdef, table))
+
+    return f, (params, table)
 
 
 def _project(x: jax.Array, table: jax.Array) -> jax.Array:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """A query attends to a key of its own segment that is not after it.
+    """A query attends to a key of its own segment that is, if `causal`, not after it, and less than `window` before.
 
     q_segments [B,S] and kv_segments [B,T] (None: one segment) hold the document of each token; q_index [S] and
     kv_index [T] its place in the row or in the cache. `aligned` says that queries and keys are the same tokens in
-    the same order, so that a block of queries needs no key behind its end.
+    the same order, so that a block of queries needs only the keys between its window and its end.
     """
 
     q_index: jax.Array
@@ -24,6 +24,18 @@ class Mask:
     kv_segments: jax.Array | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     aligned: bool = dataclasses.field(default=False, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def within(self, window: int | None) -> Mask:
+        """The same, of a layer that looks back over `window` tokens, the query's own included (None: over all)."""
+        return dataclasses.replace(self, window=window)
+
+    def keys_for(self, queries: slice) -> slice:
+        """The keys that a block of queries may attend to."""
+        n = self.kv_index.shape[0]
+        if not (self.aligned and self.causal):
+            return slice(0, n)
+        return slice(0 if self.window is None else max(0, queries.start - self.window + 1), queries.stop)
 
     def block(self, q: slice, kv: slice) -> Mask:
         """The mask of some queries and some keys."""
@@ -37,12 +49,17 @@ class Mask:
 
     def dense(self) -> jax.Array | None:
         """bool [B or 1, 1, S, T], True attends; None when every query attends to every key."""
-        dense = None
+        parts = []
+        ahead = self.q_index[:, None] - self.kv_index[None, :]
         if self.causal:
-            dense = (self.q_index[:, None] >= self.kv_index[None, :])[None, None]
+            parts.append((ahead >= 0)[None, None])
+        if self.window is not None:
+            parts.append((ahead < self.window)[None, None])
         if self.q_segments is not None and self.kv_segments is not None:
-            same = (self.q_segments[:, :, None] == self.kv_segments[:, None, :])[:, None]
-            dense = same if dense is None else dense & same
+            parts.append((self.q_segments[:, :, None] == self.kv_segments[:, None, :])[:, None])
+        dense = None
+        for part in parts:
+            dense = part if dense is None else dense & part
         return dense
 
 
@@ -50,3 +67,10 @@ def causal_mask(seq_len: int, segments: jax.Array | None = None) -> Mask:
     """Self-attention over whole rows of length `seq_len`; `segments` [B,S] keeps packed documents apart."""
     index = jnp.arange(seq_len)
     return Mask(index, index, segments, segments, causal=True, aligned=True)
+
+
+def full_mask(
+    n_queries: int, n_keys: int, q_segments: jax.Array | None = None, kv_segments: jax.Array | None = None
+) -> Mask:
+    """Every query sees every key of its segment: in an encoder, and from a decoder into one."""
+    return Mask(jnp.arange(n_queries), jnp.arange(n_keys), q_segments, kv_segments, causal=False)

@@ -1,47 +1,82 @@
-"""Position-wise feed-forward layers."""
+"""Position-wise feed-forward layers. Each returns its result and None, where `lm.nn.moe` has what its router did."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm.nn.activation import Activation
+from lm.nn.dropout import dropout
 from lm.nn.param import Init, cast, keep, param, zeros
 from lm.sharding import constrain
 
-Activation = Callable[[jax.Array], jax.Array]
-
 
 class MLP(nnx.Module):
-    """activation(x up + b) down + b. x [B,S,D] -> [B,S,D]."""
+    """activation(x up + b) down + b. x [B,S,D] -> ([B,S,D], None). `dropout` is of the inner activations."""
 
-    def __init__(self, d_model: int, d_ff: int, activation: Activation, *, rngs: nnx.Rngs, init: Init, out_init: Init):
-        self.activation = activation
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Activation,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        out_init: Init,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
+        self.activation, self.bias, self.dropout = activation, bias, dropout
         self.up = param(rngs, (d_model, d_ff), ("embed", "mlp"), init)
-        self.up_bias = param(rngs, (d_ff,), ("mlp",), zeros, decay=False)
         self.down = param(rngs, (d_ff, d_model), ("mlp", "embed"), out_init)
-        self.down_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
+        if bias:
+            self.up_bias = param(rngs, (d_ff,), ("mlp",), zeros, decay=False)
+            self.down_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = keep(jnp.einsum("bsd,df->bsf", x, cast(self.up, x)) + cast(self.up_bias, x), "up")
+    def __call__(
+        self, x: jax.Array, *, valid: jax.Array | None = None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
+        y = jnp.einsum("bsd,df->bsf", x, cast(self.up, x))
+        y = keep(y + cast(self.up_bias, x) if self.bias else y, "up")
         y = constrain(self.activation(y), "act_batch", "act_seq", "act_mlp")
-        y = jnp.einsum("bsf,fd->bsd", y, cast(self.down, x)) + cast(self.down_bias, x)
-        return constrain(y, "act_batch", "act_seq", "act_embed")
+        y = jnp.einsum("bsf,fd->bsd", dropout(y, self.dropout, key), cast(self.down, x))
+        y = y + cast(self.down_bias, x) if self.bias else y
+        return constrain(y, "act_batch", "act_seq", "act_embed"), None
 
 
 class GatedMLP(nnx.Module):
-    """(activation(x gate) * (x up)) down: SwiGLU with silu (Shazeer, 2020). x [B,S,D] -> [B,S,D]."""
+    """(activation(x gate) * (x up)) down: SwiGLU with silu (Shazeer, 2020). x [B,S,D] -> ([B,S,D], None)."""
 
-    def __init__(self, d_model: int, d_ff: int, activation: Activation, *, rngs: nnx.Rngs, init: Init, out_init: Init):
-        self.activation = activation
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Activation,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        out_init: Init,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ):
+        self.activation, self.bias, self.dropout = activation, bias, dropout
         self.gate = param(rngs, (d_model, d_ff), ("embed", "mlp"), init)
         self.up = param(rngs, (d_model, d_ff), ("embed", "mlp"), init)
         self.down = param(rngs, (d_ff, d_model), ("mlp", "embed"), out_init)
+        if bias:
+            self.gate_bias = param(rngs, (d_ff,), ("mlp",), zeros, decay=False)
+            self.up_bias = param(rngs, (d_ff,), ("mlp",), zeros, decay=False)
+            self.down_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate = keep(jnp.einsum("bsd,df->bsf", x, cast(self.gate, x)), "gate")
-        up = keep(jnp.einsum("bsd,df->bsf", x, cast(self.up, x)), "up")
-        y = constrain(self.activation(gate) * up, "act_batch", "act_seq", "act_mlp")
-        return constrain(jnp.einsum("bsf,fd->bsd", y, cast(self.down, x)), "act_batch", "act_seq", "act_embed")
+    def __call__(
+        self, x: jax.Array, *, valid: jax.Array | None = None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
+        gate = jnp.einsum("bsd,df->bsf", x, cast(self.gate, x))
+        up = jnp.einsum("bsd,df->bsf", x, cast(self.up, x))
+        if self.bias:
+            gate, up = gate + cast(self.gate_bias, x), up + cast(self.up_bias, x)
+        y = constrain(self.activation(keep(gate, "gate")) * keep(up, "up"), "act_batch", "act_seq", "act_mlp")
+        y = jnp.einsum("bsf,fd->bsd", dropout(y, self.dropout, key), cast(self.down, x))
+        y = y + cast(self.down_bias, x) if self.bias else y
+        return constrain(y, "act_batch", "act_seq", "act_embed"), None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+
+from lm.models import Family, Task, Words
+from lm.nn.moe import Router, balance_loss, z_loss
 
 
 class Loss(NamedTuple):
@@ -33,8 +37,19 @@ class Objective:
     start_id, pad_id: the tokenizer's ids for the start of a document and for padding.
     """
 
+    family: ClassVar[Family] = "decoder"
+
+    @property
+    def tasks(self) -> tuple[type[Task], ...]:
+        """What a model's head may predict."""
+        return (Words,)
+
     start_id: int = 1
     pad_id: int = 0
+
+    def longest(self, seq_len: int) -> int:
+        """The longest sequence that the model sees, where data.seq_len is `seq_len`."""
+        return seq_len
 
     def check(self, seq_len: int) -> None:
         """Refuses a sequence length that the objective cannot work with."""
@@ -54,3 +69,13 @@ class Objective:
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """The evaluation sums; token_bytes [V] int32 gives the bytes each token stands for."""
         raise NotImplementedError
+
+
+def router_loss(router: Router | None, balance: float, z: float) -> jax.Array:
+    """balance * load balance + z * router z-loss, over all routed layers at once; 0 for a model without experts."""
+    if router is None:
+        return jnp.zeros((), jnp.float32)
+    total = Router(*(jnp.sum(x, axis=0) for x in router))
+    return balance * balance_loss(total.counts, total.probs, total.n, total.counts.shape[-1]) + z * z_loss(
+        total.z, total.n
+    )

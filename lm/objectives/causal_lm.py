@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.objectives.base import Loss, Objective, Score
+from lm.objectives.base import Loss, Objective, Score, router_loss
 from lm.objectives.cross_entropy import cross_entropy
 from lm.sharding import constrain
 
@@ -49,20 +49,26 @@ def unpack(tokens: jax.Array, start_id: int, pad_id: int) -> Packed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalLM(Objective):
-    """`document_mask`: attention and positions start anew with each document. `chunks`: see `cross_entropy`."""
+    """`document_mask`: attention and positions start anew with each document. `chunks`: see `cross_entropy`.
+
+    router_balance, router_z: weights of the two losses of a mixture of experts (see `lm.nn.moe`), per target.
+    """
 
     document_mask: bool = True
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     chunks: int = 1
+    router_balance: float = 0.01  # Fedus et al., 2021, section 2.2
+    router_z: float = 0.0
 
     def __post_init__(self):
         if self.chunks < 1:
             raise UserError(f"objective.chunks: expected at least 1, got {self.chunks}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"objective.label_smoothing: expected a rate in [0, 1), got {self.label_smoothing}")
-        if self.z_loss < 0.0:
-            raise UserError(f"objective.z_loss: expected 0 or more, got {self.z_loss}")
+        for name in ("z_loss", "router_balance", "router_z"):
+            if getattr(self, name) < 0.0:
+                raise UserError(f"objective.{name}: expected 0 or more, got {getattr(self, name)}")
 
     def check(self, seq_len: int) -> None:
         if seq_len % self.chunks:
@@ -75,21 +81,18 @@ class CausalLM(Objective):
         return {"tokens": rows["tokens"]}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
-        x, packed = self._hidden(model, batch, dtype, key)
+        packed = unpack(batch["tokens"], self.start_id, self.pad_id)
+        within = {"positions": packed.positions, "segments": packed.segments} if self.document_mask else {}
+        out = model(packed.inputs, dtype=dtype, key=key, valid=packed.weights > 0, **within)
         head, params = model.head_fn()
         total, nll = cross_entropy(
-            head, params, x, packed.targets, packed.weights, self.z_loss, self.label_smoothing, self.chunks
+            head, params, out.hidden, packed.targets, packed.weights, self.z_loss, self.label_smoothing, self.chunks
         )
-        return Loss(total, nll, jnp.sum(packed.weights))
+        weight = jnp.sum(packed.weights)
+        return Loss(total + weight * router_loss(out.router, self.router_balance, self.router_z), nll, weight)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         loss = dataclasses.replace(self, z_loss=0.0, label_smoothing=0.0).loss(model, batch, dtype=dtype, key=None)
         targets = batch["tokens"][:, 1:]
         n_bytes = jnp.sum(jnp.where(targets != self.pad_id, token_bytes[targets], 0))
         return Score(loss.nll, loss.weight, n_bytes)
-
-    def _hidden(self, model, batch, dtype, key):
-        packed = unpack(batch["tokens"], self.start_id, self.pad_id)
-        within = {"positions": packed.positions, "segments": packed.segments} if self.document_mask else {}
-        x, _ = model(packed.inputs, dtype=dtype, key=key, **within)
-        return x, packed

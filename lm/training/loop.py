@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm import codec, distributed
@@ -47,6 +48,7 @@ class NonFiniteLoss(UserError):
 def train(resolved: Resolved, workdir: str | Path) -> Result:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` if there is one. The same call resumes."""
     config, workdir, began = resolved.config, Path(workdir), time.perf_counter()
+    check_task(config)
     with lock(workdir):
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = _background(tensorflow)
@@ -67,7 +69,7 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
         if distributed.is_main():
             (workdir / CONFIG_FILE).write_text(resolved.to_json())
         try:
-            state = setup.init() if start is None else checkpoints.restore(start, setup.abstract_state)
+            state = initial_state(config, setup) if start is None else checkpoints.restore(start, setup.abstract_state)
             step, cache, compile_s = compiling.result()
             loading.result()
             log.print(_opening(config, setup, start, meta, cache, compile_s, time.perf_counter() - began))
@@ -76,6 +78,20 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
         finally:
             log.close()
             checkpoints.close()
+
+
+def initial_state(config: Config, setup: Setup) -> dict:
+    """Fresh, or with the weights of another run."""
+    state = setup.init()
+    if config.train.init_from is None:
+        return state
+    source = Checkpoints(config.train.init_from)
+    step = source.latest()
+    if step is None:
+        raise UserError(f"train.init_from: {config.train.init_from}: no finished checkpoint there yet")
+    params = source.restore_params(step, setup.abstract_state["params"])
+    source.close()
+    return state | {"params": params} | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in state else {})
 
 
 @dataclasses.dataclass
@@ -102,7 +118,7 @@ class Run:
             distributed.StopSignal() as stop,
             make_loader(
                 self.stream,
-                sharding=self.setup.batch_shardings["tokens"],
+                sharding=self.setup.rows,
                 batch_size=batch_size,
                 start=examples_seen,
                 examples=config.objective.examples,
@@ -212,7 +228,7 @@ def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity
             store,
             seq_len=config.data.seq_len,
             batch_size=config.data.batch_size,
-            sharding=setup.batch_shardings["tokens"],
+            sharding=setup.rows,
             max_batches=config.eval.max_batches or None,
         )
         results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes)
@@ -263,6 +279,16 @@ def prepare_once(config: Config) -> Corpus:
         corpus = prepare(config.data)
     distributed.barrier("prepare")
     return corpus if distributed.is_main() else prepare(config.data)
+
+
+def check_task(config: Config) -> None:
+    """The objective against what the model's head predicts."""
+    expected, got = config.objective.tasks, type(config.model.task)
+    if got not in expected:
+        raise UserError(
+            f"model.task: {type(config.objective).__name__} trains {' or '.join(t.__name__ for t in expected)}, got "
+            f"{got.__name__}; set model.task={expected[0].__name__}()"
+        )
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:

@@ -112,6 +112,11 @@ class Setup:
             ),
         )
 
+    @property
+    def rows(self) -> NamedSharding:
+        """Where the rows of a batch go, which is the same for all its arrays."""
+        return next(iter(self.batch_shardings.values()))
+
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A global batch without values."""
         features = self.config.objective.features(self.config.data.batch_size, self.config.data.seq_len)

@@ -102,7 +102,7 @@ class Recorded(Decode):
     """Keeps the logits that tokens are drawn from."""
 
     def _draw(self, state, logits, k):
-        jax.debug.callback(lambda x: self.logits.append(x), logits[:, 0], ordered=True)
+        jax.debug.callback(lambda x: self.logits.append(x), logits, ordered=True)
         return super()._draw(state, logits, k)
 
 

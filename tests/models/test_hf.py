@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.models import GPT2, Llama
 from lm.models.base import abstract
+from lm.nn.position import Rope
 from tests.models.reference import random_params
 
 B, S, V, D, N, H = 2, 13, 97, 24, 2, 4
@@ -80,7 +81,15 @@ def test_gpt2_logits_agree_with_transformers():
 def test_llama_logits_agree_with_transformers(tied):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     ours = Llama(
-        vocab_size=V, d_model=D, n_layers=N, n_heads=H, n_kv_heads=2, head_dim=10, d_ff=40, rope_theta=50.0, tied=tied
+        vocab_size=V,
+        d_model=D,
+        n_layers=N,
+        n_heads=H,
+        n_kv_heads=2,
+        head_dim=10,
+        d_ff=40,
+        rope=Rope(theta=50.0),
+        tied=tied,
     )
     config = transformers.LlamaConfig(
         vocab_size=V,

@@ -15,6 +15,7 @@ from lm.models import GPT2, Llama
 from lm.models.base import abstract
 from lm.nn.attention import KVCache
 from lm.nn.mask import Mask
+from lm.nn.position import Rope
 from tests.models import reference
 from tests.models.reference import random_params
 from tests.tolerances import assert_close, assert_equal
@@ -22,7 +23,7 @@ from tests.tolerances import assert_close, assert_equal
 B, S, V = 2, 13, 97
 SHAPE = dict(vocab_size=V, d_model=24, n_layers=2, n_heads=4)
 # An eps that shows, and a theta at which all the frequencies matter within 13 tokens.
-LLAMA = Llama(**SHAPE, n_kv_heads=2, d_ff=40, rope_theta=50.0, norm_eps=0.01)
+LLAMA = Llama(**SHAPE, n_kv_heads=2, d_ff=40, rope=Rope(theta=50.0), norm_eps=0.01)
 MODELS = {
     "gpt2": GPT2(**SHAPE, max_positions=17, norm_eps=0.01),
     "llama": LLAMA,
@@ -40,7 +41,7 @@ class Case:
         if isinstance(self.model, GPT2):
             f = functools.partial(reference.gpt2, eps=self.model.norm_eps)
         else:
-            f = functools.partial(reference.llama, eps=self.model.norm_eps, theta=self.model.rope_theta)
+            f = functools.partial(reference.llama, eps=self.model.norm_eps, theta=self.model.rope.theta)
         return f(self.params, tokens, positions=positions, segments=segments)
 
 
@@ -52,8 +53,7 @@ def make_case(name: str) -> Case:
     @functools.partial(jax.jit, static_argnames="dtype")
     def forward(params, tokens, positions, segments, dtype="float32"):
         module = nnx.merge(graphdef, params)
-        x, cache = module(tokens, dtype=dtype, positions=positions, segments=segments)
-        assert cache is None
+        x = module(tokens, dtype=dtype, positions=positions, segments=segments).hidden
         return x, module.logits(x)
 
     return Case(model, random_params(model), forward)
@@ -146,10 +146,10 @@ def test_prefill_and_single_steps_through_a_cache_equal_one_pass(name, scan):
     # Slots that are not written yet hold what would be seen at once if they were attended to.
     shape = (model.n_layers, B, slots, *model.kv_shape)
     cache = KVCache(np.full(shape, 1e3, np.float32), np.full(shape, 1e3, np.float32))
-    hidden, cache = step(case.params, tokens[:, :prompt], 0, cache)
+    hidden, cache, *_ = step(case.params, tokens[:, :prompt], 0, cache)
     parts = [hidden]
     for i in range(prompt, S):
-        hidden, cache = step(case.params, tokens[:, i : i + 1], i, cache)
+        hidden, cache, *_ = step(case.params, tokens[:, i : i + 1], i, cache)
         parts.append(hidden)
     assert cache.k.shape == shape
     assert_close(np.concatenate(parts, axis=1), case.forward(case.params, tokens, ROW, ONE)[0])

@@ -27,7 +27,7 @@ WEIGHT = np.random.default_rng(1).normal(size=(2, 7, 12)).astype(np.float32)
 def hidden_fn(**how):
     """params -> hidden states [2,7,12], with dropout where the model has it."""
     graphdef = abstract(dataclasses.replace(MODEL, **how)).graphdef
-    return lambda params: nnx.merge(graphdef, params)(TOKENS, dtype=jnp.float32, key=jax.random.key(0))[0]
+    return lambda params: nnx.merge(graphdef, params)(TOKENS, dtype=jnp.float32, key=jax.random.key(0)).hidden
 
 
 @functools.cache
@@ -63,8 +63,8 @@ class Digit(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.power = param(rngs, (), (), ones)
 
-    def __call__(self, x, *, key, cache):
-        return x + self.power[...] * (dropout(jnp.ones_like(x), 0.5, key) != 0), cache
+    def __call__(self, x, context, layer, *, key, cache):
+        return x + self.power[...] * (dropout(jnp.ones_like(x), 0.5, key) != 0), cache, None
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -72,7 +72,7 @@ def test_each_layer_drops_by_itself(scan):
     stack = Stack(3, scan=scan)
     layers = stack.init(Digit, nnx.Rngs(0))
     layers.power[...] = jnp.array([1.0, 10.0, 100.0])
-    sums = np.asarray(jax.jit(lambda: stack(layers, jnp.zeros(200), key=jax.random.key(0))[0])()).astype(int)
+    sums = np.asarray(jax.jit(lambda: stack([layers], jnp.zeros(200), None, key=jax.random.key(0)).x)()).astype(int)
     kept = np.array([sums // power % 10 for power in (1, 10, 100)])
     assert set(kept.flat) == {0, 1}
     assert (np.abs(np.corrcoef(kept) - np.eye(3)) < 4 / 200**0.5).all()

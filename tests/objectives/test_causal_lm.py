@@ -11,6 +11,7 @@ from flax import nnx
 from lm.errors import UserError
 from lm.models import GPT2, Llama
 from lm.models.base import abstract
+from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.objectives.causal_lm import unpack
 from tests.models import reference
@@ -18,7 +19,7 @@ from tests.models.reference import random_params
 from tests.tolerances import assert_close
 
 V, S = 53, 12
-LLAMA = Llama(vocab_size=V, d_model=12, n_layers=2, n_heads=2, d_ff=20, rope_theta=50.0)
+LLAMA = Llama(vocab_size=V, d_model=12, n_layers=2, n_heads=2, d_ff=20, rope=Rope(theta=50.0))
 START, PAD = 3, 7  # not the defaults, which a constant in the wrong place could equal
 OBJECTIVE = CausalLM(start_id=START, pad_id=PAD, z_loss=0.01, label_smoothing=0.1, chunks=3)
 A, C = [20, 31, 5, 44, 11], [9, 50, 16]
@@ -91,7 +92,7 @@ def test_gradient_of_a_tied_model_agrees_with_that_of_its_logits():
 
     def naive(params):
         module, packed = nnx.merge(graphdef, params), unpack(tokens, START, PAD)
-        x, _ = module(packed.inputs, dtype=jnp.float32, positions=packed.positions, segments=packed.segments)
+        x = module(packed.inputs, dtype=jnp.float32, positions=packed.positions, segments=packed.segments).hidden
         logits = module.logits(x)
         aim = 0.9 * jax.nn.one_hot(packed.targets, V) + 0.1 / V
         per_token = -jnp.sum(aim * jax.nn.log_softmax(logits), -1) + 0.01 * jax.nn.logsumexp(logits, -1) ** 2

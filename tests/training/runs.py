@@ -13,6 +13,7 @@ from lm.config import Config, Train
 from lm.data import Data, Stdlib
 from lm.mesh import Mesh, make_mesh
 from lm.models import GPT2, Llama
+from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.optim import SGD, AdamW, Cosine
 from lm.training.setup import Setup
@@ -20,7 +21,7 @@ from tests.models.reference import random_params
 
 B, S, V = 8, 12, 98
 START, PAD = 1, 0
-LLAMA = Llama(vocab_size=V, d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=40, rope_theta=50.0)
+LLAMA = Llama(vocab_size=V, d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=40, rope=Rope(theta=50.0))
 GPT = GPT2(vocab_size=V, d_model=24, n_layers=2, n_heads=4, max_positions=S)
 # SGD hands gradients on as they are. Momentum then is the gradient, after one step, and shows it to the tests.
 SGD_ = SGD(lr=0.3, schedule=Cosine(warmup_steps=2), clip_norm=None, ema_decay=0.8)

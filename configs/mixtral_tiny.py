@@ -1,0 +1,34 @@
+"""A small Mixtral on the text of the quick start: two of four experts for each token.
+
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: @@EXPECT@@
+    lm train mixtral_tiny --workdir runs/mixtral_tiny
+"""
+
+from lm.config import Checkpoint, Config, Eval, Train
+from lm.data import Data, Docstrings, SentencePiece, Stdlib
+from lm.mesh import Mesh
+from lm.models import Mixtral
+from lm.objectives import CausalLM
+from lm.optim import Cosine, Muon
+
+VOCAB_SIZE = 4096
+
+config = Config(
+    model=Mixtral(
+        vocab_size=VOCAB_SIZE, d_model=128, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=224, n_experts=4, top_k=2
+    ),
+    data=Data(
+        path="data/quickstart",
+        sources={"stdlib": Stdlib(), "docstrings": Docstrings()},
+        tokenizer=SentencePiece(vocab_size=VOCAB_SIZE),
+        seq_len=128,
+        batch_size=16,
+        validation_fraction=0.02,
+    ),
+    objective=CausalLM(),
+    optim=Muon(lr=0.01, schedule=Cosine(warmup_steps=10)),
+    train=Train(steps=60, log_every=10),
+    mesh=Mesh(data=-1, fsdp=1),
+    checkpoint=Checkpoint(every=60),
+    eval=Eval(max_batches=8),
+)

@@ -1,0 +1,392 @@
+"""The tokenizer of a Hugging Face model: encoding, decoding, and what every id is worth in bytes.
+
+It is a function of the files it came with (`tokenizer.json`, `tokenizer_config.json`, vocabularies), which travel in
+`to_bytes` and are written as they were by `save`. `tokenizer.json` is taken at its word: transformers 5 rebuilds some
+classes from the vocabulary in it (LlamaTokenizer, MBartTokenizer), and may then differ where a space follows a special
+token or a text begins with one. What makes a `tokenizer.json` for a folder without one is in `lm.data.tokenizers`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+
+from lm.errors import UserError
+
+# In transformers' order: a named token that the vocabulary lacks gets the next id.
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_FAIRSEQ = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+_BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+# The names a class gives its special tokens where no file does; a class that is not here names none.
+CLASS_ROLES: dict[str, dict[str, str]] = {
+    "GPT2Tokenizer": dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>"),
+    "RobertaTokenizer": _FAIRSEQ,
+    "BartTokenizer": _FAIRSEQ,
+    "XLMRobertaTokenizer": _FAIRSEQ,
+    "MBartTokenizer": _FAIRSEQ,
+    "BertTokenizer": _BERT,
+    "DistilBertTokenizer": _BERT,
+    "ElectraTokenizer": _BERT,
+    "T5Tokenizer": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    "AlbertTokenizer": _BERT | {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "pad": "<pad>"},
+    "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    "Qwen2Tokenizer": dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
+    "MarianTokenizer": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+}
+FORMAT = "hf-tokenizer-1"
+# transformers' clean_up_tokenization, in its order.
+CLEAN_UP = [(f" {mark}", mark) for mark in (".", "?", "!", ",")] + [(" ' ", "'")]
+CLEAN_UP += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
+BYTE_CHARS = frozenset(ByteLevel.alphabet())  # one character for each of the 256 bytes
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+SPACE = "▁"  # U+2581, SentencePiece's spelling of a space
+COUNTED = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece"}
+
+
+class Encoded(NamedTuple):
+    """ids, and for each the number of the text it came from (BERT's token type ids), both of one length."""
+
+    ids: list[int]
+    types: list[int]
+
+
+class Specials(NamedTuple):
+    """named: role or `x_token` key to token. extra: other special tokens. placed: tokens that have an id already."""
+
+    named: dict[str, AddedToken]
+    extra: list[AddedToken]
+    placed: dict[int, AddedToken]
+
+    def missing(self, have: set[str]) -> Iterator[AddedToken]:
+        for token in (*self.named.values(), *self.extra):
+            if token.content not in have:
+                have.add(token.content)
+                yield token
+
+
+def parse_json(files: Mapping[str, bytes], file: str, where: str) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is none. UserError when it is no JSON."""
+    try:
+        tree = json.loads(files.get(file, b"{}"))
+    except ValueError as e:
+        raise UserError(f"{where}/{file}: expected JSON, got something else ({e}); fetch the file again") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}/{file}: expected a JSON object, got {type(tree).__name__}; fetch the file again")
+    return tree
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """tokenizer_class without the `Fast` that transformers 5 dropped."""
+    return (config.get("tokenizer_class") or "PreTrainedTokenizerFast").removesuffix("Fast")
+
+
+def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
+    """Who is special, after transformers 5: the class, then tokenizer_config.json; and where that has no
+    `added_tokens_decoder`, special_tokens_map.json over it and added_tokens.json."""
+    config = parse_json(files, "tokenizer_config.json", where)
+    entries = {f"{role}_token": token for role, token in CLASS_ROLES.get(class_of(config), {}).items()} | config
+    placed = {int(i): _added(t, where) for i, t in config.get("added_tokens_decoder", {}).items()}
+    if "added_tokens_decoder" not in config:
+        entries |= parse_json(files, "special_tokens_map.json", where)
+    extra = entries.get("extra_special_tokens") or entries.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        entries, extra = entries | extra, []
+    named = {key: value for key, value in entries.items() if key.endswith("_token") and isinstance(value, (str, dict))}
+    specials = Specials(
+        {key: _added(value, where) for key, value in named.items()}, [_added(t, where) for t in extra], placed
+    )
+    special = {t.content for t in (*specials.named.values(), *specials.extra)}
+    if "added_tokens_decoder" not in config:
+        for text, i in parse_json(files, "added_tokens.json", where).items():
+            placed[int(i)] = AddedToken(text, special=text in special, normalized=text not in special)
+    by_content = {t.content: t for t in placed.values()}
+    for key, token in specials.named.items():
+        specials.named[key] = by_content.get(token.content, token)
+        specials.named[key].special = True
+    return specials
+
+
+def _added(token: Any, where: str) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, special=True)
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+        raise UserError(f"{where}: expected a special token as text or with 'content', got {token!r}; mend the JSON")
+    known = {k: token[k] for k in ("lstrip", "rstrip", "single_word", "normalized") if k in token}
+    return AddedToken(token["content"], special=token.get("special", True), **known)
+
+
+def add_specials(tokenizer: tokenizers.Tokenizer, specials: Specials, where: str) -> None:
+    """Adds what the vocabulary lacks. UserError when a token gets another id than the files say."""
+    have = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_tokens([token for _, token in sorted(specials.placed.items())])
+    have |= {token.content for token in specials.placed.values()}
+    order = {f"{role}_token": n for n, role in enumerate(ROLES)}
+    named = dict(sorted(specials.named.items(), key=lambda item: order.get(item[0], len(order))))
+    tokenizer.add_tokens(list(specials._replace(named=named).missing(have)))
+    for i, token in specials.placed.items():
+        if (got := tokenizer.token_to_id(token.content)) != i:
+            raise UserError(
+                f"{where}: expected added token {token.content!r} at id {i}, got {got} from the vocabulary; "
+                "take all tokenizer files from one version of the model"
+            )
+
+
+def check_ids(vocab: Mapping[str, int], where: str) -> None:
+    """UserError unless the ids are 0 to n-1, each once."""
+    if len(missing := set(range(len(vocab))) - set(vocab.values())):
+        raise UserError(
+            f"{where}: expected {len(vocab)} tokens with ids 0 to {len(vocab) - 1}, got none with id {min(missing)}; "
+            "the vocabulary and the added tokens do not belong together, or a line is missing"
+        )
+
+
+class HFTokenizer:
+    """A `tokenizer.json` with what its `tokenizer_config.json` says about it.
+
+    vocab_size: added tokens included. ids: role (bos, eos, unk, sep, pad, cls, mask) to id, None where absent.
+    fingerprint: sha256 of `to_bytes`.
+    """
+
+    vocab_size: int
+    ids: dict[str, int | None]
+
+    def __init__(self, files: Mapping[str, bytes], *, name: str = "tokenizer"):
+        self._files, self._name = dict(files), name
+        self.config: dict[str, Any] = parse_json(files, "tokenizer_config.json", name)
+        self._specials = read_specials(files, name)
+        self._open()
+        named = {key: token.content for key, token in self._specials.named.items()}
+        self.ids = {role: self._id(named[f"{role}_token"]) if f"{role}_token" in named else None for role in ROLES}
+        self.pad_id, self.eos_id, self.unk_id = self.ids["pad"], self.ids["eos"], self.ids["unk"]
+        self.fingerprint: str = hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def _open(self) -> None:
+        try:
+            self._tok = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
+        except Exception as e:
+            raise UserError(
+                f"{self._name}/tokenizer.json: expected a tokenizer of the tokenizers library, got something else "
+                f"({e}); fetch the file again, or upgrade the library"
+            ) from None
+        self._tok.no_truncation()
+        self._tok.no_padding()
+        add_specials(self._tok, self._specials, self._name)
+        self._tok.encode_special_tokens = bool(self.config.get("split_special_tokens", False))
+        vocab = self._tok.get_vocab(with_added_tokens=True)
+        check_ids(vocab, self._name)
+        self.vocab_size = len(vocab)
+        bpe = isinstance(self._tok.model, tokenizers.models.BPE)
+        forced = self.config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+        self._clean = bool(self.config.get("clean_up_tokenization_spaces", False)) and (forced or not bpe)
+        self._target_end: int | None = None
+        if class_of(self.config) == "MBartTokenizer":
+            language = self.config.get("tgt_lang") or self.config.get("src_lang") or "en_XX"
+            self._target_end = self._id(language)
+
+    def _id(self, token: str) -> int | None:
+        return self._tok.token_to_id(token)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> HFTokenizer:
+        """From `to_bytes` of any tokenizer of this module."""
+        try:
+            tree = json.loads(data)
+            if tree["format"] != FORMAT:
+                raise KeyError(tree["format"])
+            files = {n: f["text"].encode() if "text" in f else base64.b64decode(f["base64"]) for n, f in tree["files"]}
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"tokenizer: expected {FORMAT} as JSON, got {len(data)} other bytes ({e!r}); load the folder again"
+            ) from None
+        return open_files(files)
+
+    def to_bytes(self) -> bytes:
+        """JSON of every file, from which `from_bytes` makes the same tokenizer."""
+
+        def entry(content: bytes) -> dict[str, str]:
+            try:
+                return {"text": content.decode()}
+            except UnicodeDecodeError:
+                return {"base64": base64.b64encode(content).decode()}
+
+        files = [[name, entry(content)] for name, content in sorted(self._files.items())]
+        return json.dumps({"format": FORMAT, "files": files}, ensure_ascii=False).encode()
+
+    def __reduce__(self):
+        return HFTokenizer.from_bytes, (self.to_bytes(),)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder that transformers' AutoTokenizer and `load_folder` read: the files this tokenizer came with,
+        byte for byte, and the tokenizer.json and tokenizer_config.json that were missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, content in self._files.items():
+            (Path(folder) / name).write_bytes(content)
+
+    def encode(self, text: str, *, pair: str | None = None, special: bool = False, target: bool = False) -> list[int]:
+        """special: with the class's wrapping, `[CLS] text [SEP] pair [SEP]`. target: as a decoder's text, which Marian
+        and mBART write in another way. UserError for lone surrogates, which UTF-8 cannot hold."""
+        return self.encode_typed(text, pair=pair, special=special, target=target).ids
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False, target: bool = False) -> list[list[int]]:
+        """Ids of each text, on the calling thread."""
+        return [self.encode(text, special=special, target=target) for text in texts]
+
+    def encode_typed(
+        self, text: str, *, pair: str | None = None, special: bool = False, target: bool = False
+    ) -> Encoded:
+        """`encode`, and which of the two texts an id belongs to."""
+        try:
+            return self._encode(text, pair, special, target)
+        except (TypeError, RuntimeError):  # what the two libraries say of text without a UTF-8 form
+            if bad := re.search("[\ud800-\udfff]", text + (pair or "")):
+                raise UserError(
+                    f"text: expected Unicode, got lone surrogate {bad[0]!r} at {bad.start()}; replace it"
+                ) from None
+            raise
+
+    def _encode(self, text: str, pair: str | None, special: bool, target: bool) -> Encoded:
+        encoding = self._tok.encode(text, pair, add_special_tokens=special)
+        ids = encoding.ids
+        if special and target and self._target_end is not None:
+            ids[-1] = self._target_end
+        return Encoded(ids, encoding.type_ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Bytes that are no UTF-8 become U+FFFD. Spaces before punctuation go where tokenizer_config.json says
+        clean_up_tokenization_spaces, but never for BPE (transformers 5). UserError for an id outside the vocabulary."""
+        flat = np.asarray(ids, np.int64).reshape(-1)
+        if flat.size and not 0 <= flat.min() <= flat.max() < self.vocab_size:
+            raise UserError(f"ids: expected 0 to {self.vocab_size - 1}, got {flat.min()} to {flat.max()}")
+        text = self._decode(flat.tolist(), skip_special)
+        for old, new in CLEAN_UP if self._clean else ():
+            text = text.replace(old, new)
+        return text
+
+    def _decode(self, ids: list[int], skip_special: bool) -> str:
+        return self._tok.decode(ids, skip_special_tokens=skip_special)
+
+    def decode_complete(self, ids: Sequence[int]) -> str:
+        """As `decode`, less a character whose last bytes are still to come."""
+        return self.decode(ids).rstrip("\ufffd")
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's own spelling of each id, for display."""
+        return [self._piece(int(i)) for i in ids]
+
+    def _piece(self, i: int) -> str:
+        piece = self._tok.id_to_token(i)
+        assert piece is not None, i
+        return piece
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: bytes of text that each id stands for; 0 for the special tokens.
+
+        Exact for byte-level BPE. Exact for SentencePiece in the normalised text, to which many models add one space in
+        front. Approximate for WordPiece, whose normaliser drops spaces, case and accents: bytes of the piece less `##`.
+        """
+        decoder = json.loads(self._files["tokenizer.json"])["decoder"] or {}
+        steps = decoder.get("decoders", [decoder])
+        kinds = {step.get("type") for step in steps}
+        if not kinds <= COUNTED:
+            raise UserError(
+                f"{self._name}: expected a byte-level, SentencePiece or WordPiece decoder, got {decoder.get('type')}; "
+                "bits per byte cannot be counted with this tokenizer"
+            )
+        spaced = "Metaspace" in kinds or {"String": SPACE} in [step.get("pattern") for step in steps]
+        prefix = getattr(self._tok.model, "continuing_subword_prefix", None) if "WordPiece" in kinds else None
+        added = self._tok.get_added_tokens_decoder()
+
+        def size(i: int) -> int:
+            if i in added:
+                return 0 if added[i].special else len(added[i].content.encode())
+            piece = self._piece(i)
+            if "ByteLevel" in kinds and BYTE_CHARS.issuperset(piece):
+                return len(piece)
+            if "ByteFallback" in kinds and BYTE_PIECE.fullmatch(piece):
+                return 1
+            piece = piece.removeprefix(prefix or "")
+            return len((piece.replace(SPACE, " ") if spaced else piece).encode())
+
+        return np.array([size(i) for i in range(self.vocab_size)], np.int32)
+
+
+class MarianTokenizer(HFTokenizer):
+    """Two SentencePiece models, of the source and the target language, over one vocab.json. Pieces map by name."""
+
+    def _open(self) -> None:
+        if self.config.get("separate_vocabs", False):
+            raise UserError(f"{self._name}: expected one vocabulary, got separate_vocabs; use a model that shares it")
+        self._vocab: dict[str, int] = parse_json(self._files, "vocab.json", self._name)
+        self._tokens = {i: token for token, i in self._vocab.items()}
+        self._special = {t.content for t in (*self._specials.named.values(), *self._specials.extra)}
+        added = self._special | {t.content for t in self._specials.placed.values()}
+        check_ids(self._vocab, f"{self._name}/vocab.json")
+        if absent := sorted(added - self._vocab.keys()):
+            raise UserError(f"{self._name}/vocab.json: expected {absent[0]!r} in it, got no such token; fetch it again")
+        # Added tokens are found in a text before SentencePiece sees it, the longest first.
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + ")")
+        self._source, self._target = (self._model(file) for file in ("source.spm", "target.spm"))
+        self.vocab_size = len(self._vocab)
+        self._clean = bool(self.config.get("clean_up_tokenization_spaces", False))
+
+    def _model(self, file: str) -> sentencepiece.SentencePieceProcessor:
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=self._files[file])
+        except RuntimeError as e:
+            raise UserError(f"{self._name}/{file}: expected a SentencePiece model, got other bytes ({e})") from None
+
+    def _id(self, token: str) -> int | None:
+        return self._vocab.get(token)
+
+    def _encode(self, text: str, pair: str | None, special: bool, target: bool) -> Encoded:
+        unk = self._vocab[self._specials.named["unk_token"].content]
+        model = self._target if target else self._source
+        first, second = ([self._vocab.get(p, unk) for p in self._pieces(model, one)] for one in (text, pair or ""))
+        end = [self._vocab[self._specials.named["eos_token"].content]] if special else []
+        ids = first + second + end
+        return Encoded(ids, [0] * len(ids))  # Marian has no types
+
+    def _pieces(self, model: sentencepiece.SentencePieceProcessor, text: str) -> Iterator[str]:
+        for i, part in enumerate(self._split.split(text)):
+            if i % 2:
+                yield part
+                continue
+            end = part.find("<<") + 2
+            if part.startswith(">>") and end > 1:  # the language to translate into, one token
+                yield part[:end]
+                part = part[end:]
+            yield from model.encode(part, out_type=str)
+
+    def _decode(self, ids: list[int], skip_special: bool) -> str:
+        out, run = "", []
+        for token in map(self._tokens.__getitem__, ids):
+            if token not in self._special:
+                run.append(token)
+            elif not skip_special:
+                out, run = f"{out}{self._target.decode_pieces(run)}{token} ", []
+        return (out + self._target.decode_pieces(run)).replace(SPACE, " ").strip()
+
+    def _piece(self, i: int) -> str:
+        return self._tokens[i]
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: bytes of the normalised text that each id stands for; 0 for the special tokens."""
+        tokens = map(self._piece, range(self.vocab_size))
+        return np.array([0 if t in self._special else len(t.replace(SPACE, " ").encode()) for t in tokens], np.int32)
+
+
+def open_files(files: Mapping[str, bytes], name: str = "tokenizer") -> HFTokenizer:
+    """The tokenizer of a complete set of files, by what they are called."""
+    marian = "tokenizer.json" not in files and "source.spm" in files
+    return (MarianTokenizer if marian else HFTokenizer)(files, name=name)

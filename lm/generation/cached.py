@@ -1,0 +1,209 @@
+"""Models over a key-value cache: one call reads the prompts, others add a token to each row.
+
+Every leaf of a cache has a leading batch axis, so that rows can be repeated and reordered. Nothing is chosen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from lm.models.base import Model, abstract
+from lm.nn.attention import KVCache
+from lm.nn.block import AnyBlock, Context, CrossCache, Layer
+from lm.nn.mask import Mask
+from lm.nn.stack import Stacked
+
+BLOCKS = ("layers", "dense_layers")  # of a stack, in the order that `Layer.block` counts them
+NO_SLOT = -1  # the segment of slots that no token attends to
+
+
+class Layers:
+    """Stands in for `lm.nn.stack.Stack`, with an array of its own for each layer's parameters and cache.
+
+    A loop over tokens that slices stacked weights [L,...] copies all of them for each token: GPT-2 124M takes twice as
+    long. params: of each block, those of each of its layers. `cache` has one entry for each layer of `order`.
+    """
+
+    def __init__(self, order: Sequence[Layer], params: Sequence[Sequence[dict]]):
+        self.order, self.params = order, params
+
+    def __call__(
+        self,
+        blocks: Sequence[AnyBlock],
+        x: jax.Array,
+        context: Context,
+        *,
+        key: None = None,
+        cache: Sequence[Any],
+        record: bool = False,
+    ) -> Stacked:
+        graphdefs = [nnx.split(block)[0] for block in blocks]
+        new: list[Any] = []
+        for layer, layer_cache in zip(self.order, cache, strict=True):
+            module = nnx.merge(graphdefs[layer.block], self.params[layer.block][layer.index])
+            x, written, _ = module(x, context, layer, cache=layer_cache)
+            new.append(written)
+        return Stacked(x, tuple(new), None, None)
+
+
+class Params(NamedTuple):
+    """Parameters for decoding. rest: all but the layers that are cached. blocks: of each block those of each layer."""
+
+    rest: dict
+    blocks: list[list[dict]]
+
+
+class DecoderCache(NamedTuple):
+    """P slots hold the prompts, right-aligned, N the new tokens; T = P + N.
+
+    layers: [B,T,G,K] for each. segments int32 [B,T]: `NO_SLOT` where a slot is padding. lengths int32 [B]: of prompts.
+    """
+
+    layers: tuple[KVCache, ...]
+    segments: jax.Array
+    lengths: jax.Array
+
+
+class CachedDecoder:
+    """A decoder-only `model` in `dtype`. Its methods are traced by the caller, with `params` among the arguments."""
+
+    def __init__(self, model: Model, dtype: DTypeLike):
+        self.model, self.dtype, self._graphdef = model, dtype, abstract(model).graphdef
+
+    def split(self, params: dict) -> Params:
+        """The layers' parameters unstacked: a copy."""
+        rest = {name: p for name, p in params.items() if name not in BLOCKS}
+        return Params(rest, _unstack([params[name] for name in BLOCKS if name in params]))
+
+    def prefill(self, params: Params, prompts: jax.Array, valid: jax.Array, new: int) -> tuple[jax.Array, DecoderCache]:
+        """prompts int32 [B,P], valid bool [B,P] False before each -> (logits [B,V] after them, cache for `new` more)."""
+        b, p = prompts.shape
+        shape = (b, p, *self.model.kv_shape)
+        empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        segments = jnp.where(valid, 1, NO_SLOT)
+        index = jnp.arange(p)
+        module = self._module(params)
+        out = module(
+            prompts,
+            dtype=self.dtype,
+            positions=jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0),
+            mask=Mask(index, index, jnp.ones_like(segments), segments, causal=True, aligned=True),
+            cache=(empty,) * len(self.model.order),
+            index=jnp.int32(0),
+        )
+        cache = DecoderCache(
+            layers=_with_room(out.cache, new),
+            segments=jnp.pad(segments, ((0, 0), (0, new)), constant_values=1),
+            lengths=jnp.sum(valid, axis=1, dtype=jnp.int32),
+        )
+        return module.logits(out.hidden[:, -1:])[:, 0], cache
+
+    def step(
+        self, params: Params, tokens: jax.Array, index: jax.Array, n: jax.Array, cache: DecoderCache
+    ) -> tuple[jax.Array, DecoderCache]:
+        """tokens int32 [B], the n-th new ones (from 1), for slot `index` -> (logits [B,V] after them, cache)."""
+        b, t = cache.segments.shape
+        module = self._module(params)
+        out = module(
+            tokens[:, None],
+            dtype=self.dtype,
+            positions=(cache.lengths + n - 1)[:, None],
+            mask=Mask(index[None], jnp.arange(t), jnp.ones((b, 1), jnp.int32), cache.segments),
+            cache=cache.layers,
+            index=index,
+        )
+        return module.logits(out.hidden)[:, 0], cache._replace(layers=out.cache)
+
+    def _module(self, params: Params) -> Any:
+        first = {name: block[0] for name, block in zip(BLOCKS, params.blocks, strict=False)}
+        module = nnx.merge(self._graphdef, {**params.rest, **first})
+        module.stack = Layers(self.model.order, params.blocks)
+        return module
+
+
+class Seq2SeqCache(NamedTuple):
+    """layers: the decoder's own slots and its keys and values of the inputs, of each layer. valid bool [B,S]: inputs."""
+
+    layers: tuple[CrossCache, ...]
+    valid: jax.Array
+
+
+class CachedSeq2Seq:
+    """An encoder-decoder `model` in `dtype`; as `CachedDecoder`, after the inputs are encoded once."""
+
+    def __init__(self, model: Model, dtype: DTypeLike):
+        self.model, self.dtype, self._graphdef = model, dtype, abstract(model).graphdef
+
+    def split(self, params: dict) -> Params:
+        """The decoder's layers unstacked: a copy."""
+        decoder = {name: p for name, p in params["decoder"].items() if name != "layers"}
+        return Params({**params, "decoder": decoder}, _unstack([params["decoder"]["layers"]]))
+
+    def prefill(
+        self, params: Params, inputs: jax.Array, valid: jax.Array, prompts: jax.Array, new: int
+    ) -> tuple[jax.Array, Seq2SeqCache]:
+        """inputs int32 [B,S], valid bool [B,S], the decoder's first tokens prompts int32 [B,P] -> as a decoder's."""
+        b, p = prompts.shape
+        module = self._module(params)
+        memory = module.encode(inputs, dtype=self.dtype, valid=valid).hidden
+        shape = (b, p, *self.model.kv_shape)
+        empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        graphdef, _ = nnx.split(module.decoder.layers)
+        layers = [nnx.merge(graphdef, params.blocks[0][layer.index]) for layer in self.model.order]
+        caches = tuple(CrossCache(empty, layer.cross.keys_values(memory)) for layer in layers)
+        index = jnp.arange(p)
+        out = module.decode(
+            prompts,
+            None,
+            module.cross_mask((b, p), inputs, valid),
+            dtype=self.dtype,
+            mask=Mask(index, index, causal=True, aligned=True),
+            cache=caches,
+            index=jnp.int32(0),
+        )
+        grown = tuple(c._replace(own=_with_room(c.own, new)) for c in out.cache)
+        return module.logits(out.hidden[:, -1:])[:, 0], Seq2SeqCache(grown, valid)
+
+    def step(
+        self, params: Params, tokens: jax.Array, index: jax.Array, n: jax.Array, cache: Seq2SeqCache
+    ) -> tuple[jax.Array, Seq2SeqCache]:
+        """As `CachedDecoder.step`."""
+        b, t = tokens.shape[0], cache.layers[0].own.k.shape[1]
+        module = self._module(params)
+        out = module.decode(
+            tokens[:, None],
+            None,
+            module.cross_mask((b, 1), cache.valid, cache.valid),
+            dtype=self.dtype,
+            positions=jnp.broadcast_to(index, (b, 1)),
+            mask=Mask(index[None], jnp.arange(t)),
+            cache=cache.layers,
+            index=index,
+        )
+        return module.logits(out.hidden)[:, 0], cache._replace(layers=out.cache)
+
+    def _module(self, params: Params) -> Any:
+        decoder = {**params.rest["decoder"], "layers": params.blocks[0][0]}
+        module = nnx.merge(self._graphdef, {**params.rest, "decoder": decoder})
+        module.decoder.stack = Layers(self.model.order, params.blocks)
+        return module
+
+
+def _unstack(blocks: list[dict]) -> list[list[dict]]:
+    """Parameters stacked on a layers axis -> those of each layer, for each block."""
+
+    def layers(stacked: dict) -> list[dict]:
+        leaves, treedef = jax.tree.flatten(stacked)
+        return [jax.tree.unflatten(treedef, [x[i] for x in leaves]) for i in range(leaves[0].shape[0])]
+
+    return [layers(b) for b in blocks]
+
+
+def _with_room(caches: Any, new: int) -> Any:
+    return jax.tree.map(lambda c: jnp.pad(c, ((0, 0), (0, new), (0, 0), (0, 0))), caches)

@@ -1,0 +1,14 @@
+"""Hugging Face model folders, in and out, without torch: `load` and `save` are a checking face with their names.
+
+    from lm import hf
+    model = hf.load(folder)
+    model(input_ids=ids)["logits"], model.generate(input_ids=ids, num_beams=4), model.grad(input_ids=ids, labels=ids)
+    hf.save(model, folder)
+
+`tensors` reads and writes the files, `table` and a file for each family say what is in them.
+"""
+
+from lm.hf.export import save
+from lm.hf.model import Model, load
+
+__all__ = ["Model", "load", "save"]

@@ -1,0 +1,168 @@
+"""A model folder opened: its config understood, every tensor accounted for, nothing read yet but the headers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.errors import UserError, did_you_mean
+from lm.hf import families, table
+from lm.hf.family import TASKS, Family
+from lm.hf.fields import Fields
+from lm.hf.table import Map, Slot
+from lm.hf.tensors import TensorFolder, open_tensors
+from lm.models import Model, SequenceLabels, Task
+from lm.models.tasks import Labels
+from lm.models.base import abstract
+from lm.nn.param import paths
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+PROBLEMS = {
+    "regression": "regression",
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """config, generation: as they are in the folder. slots: canonical tensor name -> where it goes; stored: canonical
+    name -> the name in the files; shapes: of our parameters, by path."""
+
+    folder: Path
+    config: dict[str, Any]
+    generation: dict[str, Any] | None
+    family: Family
+    model: Model
+    shapes: dict[str, tuple[int, ...]]
+    rows: list[Map]
+    slots: dict[str, Slot]
+    stored: dict[str, str]
+    tensors: TensorFolder
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor by its canonical name, as it is stored."""
+        return self.tensors.read(self.stored[name])
+
+    def unused(self) -> dict[str, np.ndarray]:
+        """The tensors that the class stores and never reads."""
+        return {name: np.array(self.read(name)) for name in self.family.unused(self.model) if name in self.stored}
+
+
+class _Stored(Mapping):
+    """Canonical name -> tensor, read when it is asked for."""
+
+    def __init__(self, tensors: TensorFolder, names: Mapping[str, str]):
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextlib.contextmanager
+def open_folder(folder: str | Path) -> Iterator[Opened]:
+    """The folder of a model, checked: the config's fields, and names and shapes of all tensors."""
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    family, ending = families.of_config(config, str(folder / CONFIG))
+    task = read_task(config, TASKS[ending], str(folder / CONFIG))
+    with open_tensors(folder) as tensors:
+        stored = _canonical(tensors, family, folder)
+        fields = Fields(config, str(folder / CONFIG), _Stored(tensors, stored))
+        model = read_model(family, fields, task)
+        shapes = {path: tuple(leaf.shape) for path, leaf in paths(abstract(model).params).items()}
+        others = {*family.unused(model), *family.spare(model)}
+        found = {n: tensors.info(actual).shape for n, actual in stored.items() if n not in others}
+        rows, slots = _layout(family, model, shapes, found)
+        aliases = family.aliases(model)
+        table.check(found, slots, aliases, str(folder))
+        for alias in aliases:
+            if alias.theirs in stored and not np.array_equal(
+                tensors.read(stored[alias.theirs]), tensors.read(stored[alias.of])
+            ):
+                raise UserError(
+                    f"{folder}: {alias.theirs}: expected the same values as {alias.of}, to which this class ties it, got "
+                    "others; the folder is not of this class or was damaged"
+                )
+        generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
+        yield Opened(folder, config, generation, family, model, shapes, rows, slots, stored, tensors)
+
+
+def read_model(family: Family, fields: Fields, task: Task) -> Model:
+    """The model config that the fields say; errors begin with the file."""
+    try:
+        model = family.read(fields, task)
+    except UserError as e:
+        if str(e).startswith(fields.where):
+            raise
+        raise UserError(f"{fields.where}: {e}") from e
+    fields.done()
+    return model
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the folder of a Hugging Face model") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: expected JSON, got something else ({e}); download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_task(config: Mapping[str, Any], kind: type[Task], where: str) -> Task:
+    """The task of a class with the number of its labels."""
+    if not issubclass(kind, Labels):
+        return kind()
+    n = config.get("num_labels")
+    n = len(config.get("id2label") or (0, 1)) if n is None else n
+    if not isinstance(n, int) or n < 1:
+        raise UserError(f"{where}: num_labels: expected a positive number, got {n!r}")
+    if not issubclass(kind, SequenceLabels):
+        return kind(n_labels=n)
+    problem = config.get("problem_type")
+    if problem is not None and problem not in PROBLEMS:
+        raise UserError(
+            f"{where}: problem_type: expected one of {', '.join(PROBLEMS)}, got {problem!r}{did_you_mean(problem, PROBLEMS)}"
+        )
+    default = "regression" if n == 1 else "single_label"
+    return kind(n_labels=n, problem=PROBLEMS[problem] if problem else default)
+
+
+def _canonical(tensors: TensorFolder, family: Family, folder: Path) -> dict[str, str]:
+    """Name in today's spelling -> name in the files, without buffers."""
+    out: dict[str, str] = {}
+    for name in tensors.names():
+        canonical = family.rename(name)
+        if any(re.fullmatch(pattern, canonical) for pattern in family.ignore):
+            continue
+        if canonical in out:
+            raise UserError(
+                f"{folder}: {canonical}: expected once, got {out[canonical]} and {name}; the folder mixes two saves"
+            )
+        out[canonical] = name
+    return out
+
+
+def _layout(
+    family: Family, model: Model, shapes: Mapping[str, Any], found: Mapping[str, Any]
+) -> tuple[list[Map], dict[str, Slot]]:
+    """The layout that the files have, or the usual one for what is then said to be missing."""
+    plans = [(rows, table.plan(rows, shapes)) for rows in (t(model) for t in (family.table, *family.other_tables))]
+    return next(((rows, slots) for rows, slots in plans if slots.keys() <= found.keys()), plans[0])

@@ -1,0 +1,94 @@
+"""Randomness of a row, drawn from (seed, purpose, example id, place in the row) and nothing else.
+
+So a row has the same noise in any batch, on any host and after any restart, and other noise in the next epoch, where
+its window has another id. Each row is a SplitMix64 generator (Steele, Lea and Flood, 2014, "Fast splittable
+pseudorandom number generators"), whose number p is computed without those before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: the step of SplitMix64
+MAX = np.uint64(2**64 - 1)
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """uint64 -> uint64 bijection: the output function of SplitMix64 (Stafford's variant 13 of MurmurHash3's)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def draw(seed: int, purpose: str, ids: np.ndarray, n: int) -> np.ndarray:
+    """ids int64 [m] -> uint64 [m,n]: random bits of the places 0 .. n-1 of each row.
+
+    A longer draw begins with the shorter one. Draws for two purposes have nothing to do with each other.
+    """
+    name = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    state = mix(ids.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(int.from_bytes(name, "little")))
+    return mix(state[:, None] + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(GOLDEN))
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """uint64 -> float64 in [0, 1), from the upper 53 bits."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def below(bits: np.ndarray, n: int) -> np.ndarray:
+    """uint64 -> int64 in [0, n), n < 2^31, from the lower 32 bits: what `uniform` gives for the same bits is all but
+    independent of it."""
+    return (((bits & np.uint64(2**32 - 1)) * np.uint64(n)) >> np.uint64(32)).astype(np.int64)
+
+
+def choose(keys: np.ndarray, count: int | np.ndarray, width: int, eligible: np.ndarray | None = None) -> np.ndarray:
+    """The `count` places of each row with the smallest keys, ascending: uint64 [m,n] -> int64 [m,width].
+
+    Random keys make it a uniform choice without replacement; places of equal keys follow each other from left to right.
+    count: one number, which is `width`, or [m], each at most `width` and the number of `eligible` places (bool [m,n],
+    None: all). Columns from `count` on hold n.
+    """
+    m, n = keys.shape
+    assert 0 <= width <= n
+    if width == 0:
+        return np.empty((m, 0), np.int64)
+    place = np.uint64((1 << (n - 1).bit_length()) - 1)  # the lower bits of a key give way to its place: no ties
+    packed = keys >> np.uint64(1)  # below any key that is not eligible
+    if eligible is not None:
+        packed[~eligible] = MAX
+    packed &= ~place
+    packed |= np.arange(n, dtype=np.uint64)
+    packed = np.partition(packed, width - 1, axis=1)[:, :width]
+    if isinstance(count, int):
+        assert count == width
+        out = (packed & place).astype(np.int64)
+    else:
+        packed.sort(axis=1)
+        out = np.where(np.arange(width) < count[:, None], (packed & place).astype(np.int64), n)
+    out.sort(axis=1)
+    return out
+
+
+def composition(keys: np.ndarray, parts: int) -> np.ndarray:
+    """keys uint64 [m,n-1] -> int64 [m,parts]: positive lengths that add to n, all ways equally likely."""
+    m, n = keys.shape[0], keys.shape[1] + 1
+    cuts = np.empty((m, parts + 1), np.int64)
+    cuts[:, 0], cuts[:, -1] = 0, n
+    cuts[:, 1:-1] = choose(keys, parts - 1, parts - 1) + 1
+    return np.diff(cuts, axis=1)
+
+
+def by_length(tokens: np.ndarray, pad_id: int) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """(length without the padding at the end, which rows) for each length among the rows [m,n]: one in training."""
+    if (tokens[:, -1] != pad_id).all():
+        yield tokens.shape[1], slice(None)
+        return
+    real = (tokens != pad_id)[:, ::-1]
+    lengths = np.where(real.any(axis=1), tokens.shape[1] - real.argmax(axis=1), 0)
+    for length in np.unique(lengths):
+        yield int(length), np.flatnonzero(lengths == length)
