@@ -1,6 +1,7 @@
 """A small T5 on the text of the quick start: spans of a row, from the rest of it.
 
-Hardware: two CPU cores, under a minute once the text is prepared. Expected: the loss falls from 8.8 to about 5.2 nats a target.
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: the loss falls from 8.8 to about 5.2 nats a
+target.
     lm train t5_tiny --workdir runs/t5_tiny
 """
 

@@ -86,8 +86,8 @@ class Fields:
                 "other kinds of layers are not supported"
             )
         layers = tuple(default) if kinds is None else tuple(known[kind] for kind in kinds)
-        periods = range(1, n_layers + 1)
-        return layers[: next(n for n in periods if all(layers[i] == layers[i % n] for i in range(n_layers)))]
+        periods = (n for n in range(1, n_layers) if all(layers[i] == layers[i % n] for i in range(n_layers)))
+        return layers[: next(periods, n_layers)]
 
     def ignore(self, *names: str) -> None:
         """Fields that say nothing about what this family computes."""

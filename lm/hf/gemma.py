@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm.errors import UserError
 from lm.hf.family import Family
 from lm.hf.fields import Fields, rope_parameters
 from lm.hf.llama import (
@@ -46,7 +47,7 @@ def read_gemma2(f: Fields, task: Task) -> Gemma2:
 
 
 def read_gemma3(f: Fields, task: Task) -> Gemma3:
-    f.ignore("attn_logit_softcapping")  # a leaf of Gemma 2: the class takes it and does not cap its scores
+    f.ignore("attn_logit_softcapping")  # left over from Gemma 2: the class has it and caps no scores
     shared = _shared(f, task, kv_heads=4, theta=1_000_000.0, rope_key="full_attention")
     pattern = f.take("sliding_window_pattern", "_sliding_window_pattern", default=6)
     return Gemma3(
@@ -73,6 +74,8 @@ def _shared(f: Fields, task: Task, *, kv_heads: int, **more: Any) -> dict[str, A
 def _windows(f: Fields, *, pattern: int) -> dict[str, Any]:
     """pattern: every how many layers there is one without a window."""
     n = f.take("num_hidden_layers")
+    if pattern < 1:
+        raise UserError(f"{f.where}: sliding_window_pattern: expected a positive number of layers, got {pattern}")
     return {
         "window": f.given("sliding_window", default=4096),
         "windowed": f.windowed(n, default=[bool((i + 1) % pattern) for i in range(n)]),

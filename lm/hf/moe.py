@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lm.errors import UserError
 from lm.hf.family import Family
 from lm.hf.fields import Fields
 from lm.hf.llama import (
@@ -47,6 +48,8 @@ def read_qwen3_moe(f: Fields, task: Task) -> Qwen3Moe:
     shared = common(f, task) | {"n_kv_heads": kv_heads}
     window = f.given("sliding_window", default=4096)
     step, dense = f.take("decoder_sparse_step", default=1), f.take("mlp_only_layers", default=())
+    if step < 1:
+        raise UserError(f"{f.where}: decoder_sparse_step: expected a positive number of layers, got {step}")
     return Qwen3Moe(
         **shared,
         attention_bias=f.take("attention_bias", default=False),

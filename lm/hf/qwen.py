@@ -41,7 +41,7 @@ def _shared(f: Fields, task: Task) -> dict[str, Any]:
     first = f.take("max_window_layers", default=28)
     n = shared["n_layers"]
     windowed = f.windowed(n, default=[i >= first for i in range(n)])
-    f.ignore("sliding_window")  # said above to be unused
+    f.ignore("sliding_window")  # says nothing without use_sliding_window
     return shared | ({} if window is None else {"window": window, "windowed": windowed})
 
 

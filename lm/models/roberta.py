@@ -32,8 +32,8 @@ class Roberta(Bert):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pad_id < 0:
-            raise UserError(f"model.pad_id: expected 0 or more, got {self.pad_id}")
+        if self.pad_id is None or self.pad_id < 0:
+            raise UserError(f"model.pad_id: expected 0 or more, as positions count from it, got {self.pad_id}")
         if self.max_positions <= self.first_position:
             raise UserError(
                 f"model.max_positions: expected more than the {self.first_position} rows up to model.pad_id "

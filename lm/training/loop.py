@@ -229,6 +229,7 @@ def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity
             seq_len=config.data.seq_len,
             batch_size=config.data.batch_size,
             sharding=setup.rows,
+            examples=config.objective.examples,
             max_batches=config.eval.max_batches or None,
         )
         results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes)

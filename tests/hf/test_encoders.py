@@ -4,6 +4,7 @@ transformers elsewhere."""
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from lm.hf.albert import ALBERT_FAMILY
 from lm.hf.bert import BERT_FAMILY
 from lm.hf.family import TASKS, Family
 from lm.hf.fields import Fields
+from lm.hf.model import load
 from lm.hf.roberta import ROBERTA_FAMILY
 from lm.hf.table import check, plan
 from lm.models import Albert, Bert, Model, Roberta, SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
@@ -199,6 +201,41 @@ def test_files_of_pretraining_serve_the_class_for_masked_words(family, model):
     assert stored.keys() - tensors(family, words).keys() == set(family.spare(words))
     assert not family.spare(dataclasses.replace(model, task=WordsAndPair()))
     assert set(family.spare(dataclasses.replace(model, task=Spans()))) < set(family.spare(words))
+
+
+def test_a_folder_in_the_oldest_spelling_computes_the_same(tmp_path):
+    """No prefix, TensorFlow's names of norms, the positions' buffer, tied tensors twice, the heads of pre-training."""
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    rng = np.random.default_rng(0)
+    family, model = MODELS[0]
+    model = dataclasses.replace(model, tied=True)
+    full = tensors(family, dataclasses.replace(model, task=WordsAndPair()))
+    today = {name: rng.normal(size=shape).astype(np.float32) for name, shape in full.items()}
+
+    def older(name: str) -> str:
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        return name.removeprefix("bert.")
+
+    embed, decoder, bias = HEADS["bert"]
+    old = {older(name): x for name, x in today.items()}
+    old |= {f"{decoder}.weight": today[embed].copy(), f"{decoder}.bias": today[bias].copy()}
+    old["embeddings.position_ids"] = np.arange(19)[None]
+    words = {name: x for name, x in today.items() if name in tensors(family, model)}
+    config = family.write(model) | {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    logits = []
+    for name, stored in (("old", old), ("today", words)):
+        (tmp_path / name).mkdir()
+        save_file(stored, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        logits.append(load(tmp_path / name)(input_ids=np.arange(7)[None])["logits"])
+    np.testing.assert_array_equal(*logits)
+
+    old[f"{decoder}.bias"][0] += 1
+    save_file(old, tmp_path / "old" / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"cls.predictions.decoder.bias: expected the same values as cls.predictions.bias"
+    ):
+        load(tmp_path / "old")
 
 
 def test_a_head_that_is_missing_is_named():
