@@ -123,8 +123,8 @@ class Checkpoints:
         for item, tree in wanted.items():
             where = f"{self.folder}/{step}/{item}"
             if item not in stored:
-                way_out = "; an imported model is not resumed: start a run with train.init_from" if item == "train" else ""
-                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}{way_out}")
+                hint = "; an imported model is not resumed: start a run with train.init_from" if item == "train" else ""
+                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}{hint}")
             _compare(stored[item], _flatten(tree), where)
         args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
         restored = self._manager.restore(step, args=args)

@@ -210,7 +210,9 @@ def check(config: Config) -> None:
     for f in dataclasses.fields(config.objective):
         value = getattr(config.objective, f.name)
         if f.name.endswith("_id") and value >= model.vocab_size:
-            raise UserError(f"objective.{f.name}: expected an id below model.vocab_size {model.vocab_size}, got {value}")
+            raise UserError(
+                f"objective.{f.name}: expected an id below model.vocab_size {model.vocab_size}, got {value}"
+            )
     config.objective.check(data.seq_len)
     longest = config.objective.longest(data.seq_len)
     if model.max_seq_len is not None and longest > model.max_seq_len:

@@ -20,16 +20,15 @@ import numpy as np
 from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import Checkpoints, Meta
-from lm.config import CONFIG_FILE, Config, Resolved, Train
+from lm.config import CONFIG_FILE, Config, Train
 from lm.data import Data, Text
 from lm.errors import UserError
 from lm.hf import export, families
+from lm.hf.family import TASKS
 from lm.hf.fields import Fields
 from lm.hf.folder import CONFIG, GENERATION_CONFIG, Opened, open_folder, read_json, read_model, read_task
-from lm.hf.family import TASKS
 from lm.hf.tensors import open_tensors, write_tensors
 from lm.hf.weights import read_params
-from lm.mesh import make_mesh
 from lm.models import T5, Bart, MBart, Model, Transformer
 from lm.nn.param import paths
 from lm.objectives import CausalLM, Denoising, MaskedLM, Objective, Seq2Seq, SpanCorruption

@@ -41,7 +41,7 @@ class Run:
 
         if self.config.model.family != "decoder" or not isinstance(self.config.model.task, Words):
             kind = f"{type(self.config.model).__name__} for {type(self.config.model.task).__name__}"
-            raise UserError(f"generate: expected a decoder of words, got a {kind}; lm.hf generates from encoder-decoders")
+            raise UserError(f"generate: expected a decoder of words, got {kind}; lm.hf generates with encoder-decoders")
         if self.tokenizer is None:
             raise UserError("generate: the imported folder had no tokenizer; import it again with one")
         objective = self.config.objective

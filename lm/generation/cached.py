@@ -82,7 +82,7 @@ class CachedDecoder:
         return Params(rest, _unstack([params[name] for name in BLOCKS if name in params]))
 
     def prefill(self, params: Params, prompts: jax.Array, valid: jax.Array, new: int) -> tuple[jax.Array, DecoderCache]:
-        """prompts int32 [B,P], valid bool [B,P] False before each -> (logits [B,V] after them, cache for `new` more)."""
+        """prompts int32 [B,P], valid bool [B,P] False before each -> (logits [B,V] after them, cache with room)."""
         b, p = prompts.shape
         shape = (b, p, *self.model.kv_shape)
         empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
@@ -128,7 +128,7 @@ class CachedDecoder:
 
 
 class Seq2SeqCache(NamedTuple):
-    """layers: the decoder's own slots and its keys and values of the inputs, of each layer. valid bool [B,S]: inputs."""
+    """layers: of each, the decoder's own slots and its keys and values of the inputs. valid bool [B,S]: the inputs."""
 
     layers: tuple[CrossCache, ...]
     valid: jax.Array

@@ -55,15 +55,13 @@ def of_config(config: Mapping[str, Any], where: str) -> tuple[Family, str]:
     if kind not in by_type:
         known = ", ".join(sorted(by_type))
         guess = did_you_mean(str(kind), by_type)
-        raise UserError(f"{where}: model_type: expected one of {known}, got {kind!r}{guess}; not a supported architecture")
+        raise UserError(f"{where}: model_type: expected one of {known}, got {kind!r}{guess}; others are not supported")
     family = by_type[kind]
     names = config.get("architectures") or []
     if len(names) != 1 or names[0] not in family.classes:
         got = ", ".join(map(str, names)) or "none"
-        guess = did_you_mean(got, family.classes)
-        raise UserError(
-            f"{where}: architectures: expected one of {', '.join(family.classes)} for model_type {kind!r}, got {got}{guess}"
-        )
+        known, guess = ", ".join(family.classes), did_you_mean(got, family.classes)
+        raise UserError(f"{where}: architectures: expected one of {known} for model_type {kind!r}, got {got}{guess}")
     return family, family.classes[names[0]]
 
 

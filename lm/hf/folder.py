@@ -19,13 +19,13 @@ from lm.hf.fields import Fields
 from lm.hf.table import Map, Slot
 from lm.hf.tensors import TensorFolder, open_tensors
 from lm.models import Model, SequenceLabels, Task
-from lm.models.tasks import Labels
 from lm.models.base import abstract
+from lm.models.tasks import Labels, Problem
 from lm.nn.param import paths
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
-PROBLEMS = {
+PROBLEMS: dict[str, Problem] = {
     "regression": "regression",
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
@@ -95,7 +95,7 @@ def open_folder(folder: str | Path) -> Iterator[Opened]:
                 tensors.read(stored[alias.theirs]), tensors.read(stored[alias.of])
             ):
                 raise UserError(
-                    f"{folder}: {alias.theirs}: expected the same values as {alias.of}, to which this class ties it, got "
+                    f"{folder}: {alias.theirs}: expected the values of {alias.of}, to which this class ties it, got "
                     "others; the folder is not of this class or was damaged"
                 )
         generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
@@ -139,9 +139,10 @@ def read_task(config: Mapping[str, Any], kind: type[Task], where: str) -> Task:
     problem = config.get("problem_type")
     if problem is not None and problem not in PROBLEMS:
         raise UserError(
-            f"{where}: problem_type: expected one of {', '.join(PROBLEMS)}, got {problem!r}{did_you_mean(problem, PROBLEMS)}"
+            f"{where}: problem_type: expected one of {', '.join(PROBLEMS)}, got {problem!r}"
+            f"{did_you_mean(problem, PROBLEMS)}"
         )
-    default = "regression" if n == 1 else "single_label"
+    default: Problem = "regression" if n == 1 else "single_label"
     return kind(n_labels=n, problem=PROBLEMS[problem] if problem else default)
 
 

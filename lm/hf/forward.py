@@ -19,7 +19,10 @@ from lm.objectives.base import router_loss
 Inputs = Mapping[str, jax.Array]
 
 # The label of a sentence pair, and the logits for it, by class.
-PAIR_LABELS = {"bert": ("next_sentence_label", "seq_relationship_logits"), "albert": ("sentence_order_label", "sop_logits")}
+PAIR_LABELS = {
+    "bert": ("next_sentence_label", "seq_relationship_logits"),
+    "albert": ("sentence_order_label", "sop_logits"),
+}
 
 
 def arguments(model: Model, config: Mapping[str, Any]) -> set[str]:
@@ -81,7 +84,8 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
             aux = router_loss(x.router, 1.0, 0.0)
             out["aux_loss"] = aux
             if "loss" in out:
-                out["loss"] = out["loss"] + jnp.where(jnp.asarray(asked), config.get("router_aux_loss_coef", 0.001) * aux, 0.0)
+                weight = config.get("router_aux_loss_coef", 0.001)
+                out["loss"] = out["loss"] + jnp.where(jnp.asarray(asked), weight * aux, 0.0)
         return out
     logits = module.labels(x.hidden)
     if isinstance(model.task, SequenceLabels):
@@ -170,7 +174,7 @@ def _last_token(ids: jax.Array, config: Mapping[str, Any]) -> jax.Array:
     pad = config.get("pad_token_id")
     if pad is None:
         if ids.shape[0] > 1:
-            raise UserError("pad_token_id: expected one in config.json for rows of several lengths; pass one row at a time")
+            raise UserError("pad_token_id: expected one in config.json to find where rows end; pass one row at a time")
         return jnp.full(1, ids.shape[1] - 1)
     return jnp.argmax(jnp.arange(ids.shape[1]) * (ids != pad), axis=1)
 

@@ -22,7 +22,7 @@ def next_token(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def sequence_labels(logits: jax.Array, labels: jax.Array, problem: str | None) -> jax.Array:
-    """logits [B,n]; problem as `problem_type` of config.json; None: regression of one number, else by the labels' dtype."""
+    """logits [B,n]; problem as `problem_type` of config.json; None: regression of one number, else by the dtype."""
     if problem is None:
         integer = jnp.issubdtype(labels.dtype, jnp.integer)
         one = logits.shape[-1] == 1
@@ -38,5 +38,5 @@ def sequence_labels(logits: jax.Array, labels: jax.Array, problem: str | None) -
 def spans(start: jax.Array, end: jax.Array, starts: jax.Array, ends: jax.Array) -> jax.Array:
     """start, end logits [B,S]; starts, ends int [B]. Places behind the row count as unlabelled."""
     s = start.shape[1]
-    parts = [cross_entropy(x, jnp.clip(at.reshape(-1), 0, s), s) for x, at in ((start, starts), (end, ends))]
-    return sum(parts) / 2
+    first, last = (cross_entropy(x, jnp.clip(at.reshape(-1), 0, s), s) for x, at in ((start, starts), (end, ends)))
+    return (first + last) / 2

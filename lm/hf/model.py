@@ -6,7 +6,6 @@ made in full float32, so that differences are those of the models and not of the
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lm.hf import forward
 from lm.hf.family import Family
 from lm.hf.folder import Opened, open_folder
 from lm.hf.table import Slot
-from lm.hf.weights import nested, read_params, write_items
+from lm.hf.weights import read_params, write_items
 from lm.models import Model as ModelConfig
 from lm.models import Words
 from lm.models.base import abstract
@@ -172,22 +171,16 @@ class Model:
 
     def _found(self, params: dict, ids: jax.Array, mask: jax.Array, prompts: jax.Array, *, s: Any) -> Found:
         p, new = prompts.shape[1], s.max_new_tokens
-        if self.model.family == "decoder":
-            cached = CachedDecoder(self.model, self.dtype)
-            split = cached.split(params)
-            logits, cache = cached.prefill(split, ids, mask, new)
-            prompt_mask = mask
-        else:
-            cached = CachedSeq2Seq(self.model, self.dtype)
-            split = cached.split(params)
-            logits, cache = cached.prefill(split, ids, mask, prompts, new)
-            prompt_mask = None
+        decoder = self.model.family == "decoder"
+        cached: Any = (CachedDecoder if decoder else CachedSeq2Seq)(self.model, self.dtype)
+        split = cached.split(params)
+        logits, cache = cached.prefill(split, ids, mask, *(() if decoder else (prompts,)), new)
         step = lambda tokens, n, cache: cached.step(split, tokens, p + n - 1, n, cache)
-        return search(step, cache, prompts, logits, s, encoder_ids=ids, prompt_mask=prompt_mask)
+        return search(step, cache, prompts, logits, s, encoder_ids=ids, prompt_mask=mask if decoder else None)
 
 
 def load(folder: str | Path, dtype: str = "float32") -> Model:
-    """The model in a folder that transformers wrote (or the hub holds), on one device; `dtype` is that of the compute."""
+    """The model in a folder as transformers writes it and the hub holds it, on one device; `dtype`: of the compute."""
     with open_folder(folder) as opened:
         params = read_params(opened.slots, opened.shapes, opened.read, one_device(opened.shapes))
         return Model(opened, params, dtype)

@@ -1,7 +1,7 @@
 """Parameter names and layouts of a family on disk: a table of rows, run in both directions.
 
-A row says which of our arrays a stored tensor is, and by an einops pattern how its axes stand. Our layers are stacked on
-leading axes, theirs are numbered: `{}` in a name stands for a number. Every expected tensor must be there once, and
+A row says which of our arrays a stored tensor is, and by an einops pattern how its axes stand. Our layers are stacked
+on leading axes, theirs are numbered: `{}` in a name stands for a number. Every expected tensor must be there once, and
 every stored one used; anything else is an error that names it.
 """
 

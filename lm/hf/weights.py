@@ -27,7 +27,7 @@ def read_params(
     shardings: Mapping[str, NamedSharding],
     dtype: DTypeLike = jnp.float32,
 ) -> dict:
-    """The nested dict of parameters on the devices of `shardings` (by path, as `shapes`); `read` gives a stored tensor."""
+    """The nested dict of parameters on the devices of `shardings` (by path); `read` gives a stored tensor."""
     arrays: dict[str, jax.Array] = {}
     for name, slot in slots.items():
         for path, part in slot.to_ours(read(name), shapes).items():

@@ -35,7 +35,7 @@ class Decoder(nnx.Module):
         embed: Embed,
         stack: Stack,
         layers: AnyBlock,
-        head: nnx.Module,
+        head: Head | LinearHead,
         *,
         head_dim: int,
         norm: nnx.Module | None = None,
@@ -89,11 +89,11 @@ class Decoder(nnx.Module):
         context = Context(
             causal_mask(tokens.shape[1], segments) if mask is None else mask,
             tuple(rope(positions, self.head_dim) for rope in self.ropes),
-            index=index,
+            cache_index=index,
             valid=valid,
         )
         out = self.stack(self.blocks, x, context, key=k_layers, cache=cache, record=record)
-        states = jnp.concatenate([x[None], out.states]) if record else None
+        states = None if out.states is None else jnp.concatenate([x[None], out.states])
         hidden = self.norm(out.x) if hasattr(self, "norm") else out.x
         if hasattr(self, "project_out"):
             hidden = self.project_out(hidden)
@@ -101,15 +101,21 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """hidden [B,S,D] -> float32 [B,S,V]."""
-        return self.head.logits(x, self.embed)
+        return self._words.logits(x, self.embed)
 
     def head_fn(self) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
         """(f, params) with f(params, hidden) = logits."""
-        return head_fn(self.head, self.embed)
+        return head_fn(self._words, self.embed)
+
+    @property
+    def _words(self) -> Head:
+        assert isinstance(self.head, Head), "a model for words"
+        return self.head
 
     def labels(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """hidden [...,D] -> float32 [...,n]: the labels of a sequence that ends there or of a token, or start and end
         of a span."""
+        assert isinstance(self.head, LinearHead), "a model for labels or spans"
         return self.head(x, key).astype(jnp.float32)
 
 

@@ -28,6 +28,10 @@ class Encoder(nnx.Module):
     or of the first token where there is no pooler) or of tokens, or starts and ends of spans.
     """
 
+    head: Head
+    pair: LinearHead
+    labeler: LinearHead | DenseHead
+
     def __init__(
         self,
         embed: Embed,

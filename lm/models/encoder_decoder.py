@@ -155,9 +155,7 @@ class EncoderDecoder(nnx.Module):
         """inputs [B,S] -> hidden [B,S,D] of the encoder."""
         s = inputs.shape[1]
         context = Context(full_mask(s, s, *attended(inputs, segments, valid)))
-        out, hidden = self.encoder(
-            self.embed(inputs, dtype), context, positions=positions, key=key, record=record
-        )
+        out, hidden = self.encoder(self.embed(inputs, dtype), context, positions=positions, key=key, record=record)
         return Output(hidden, states=out.states)
 
     def cross_mask(
@@ -201,7 +199,7 @@ class EncoderDecoder(nnx.Module):
             mask = causal_mask(targets.shape[1])
             mask = Mask(mask.q_index, mask.kv_index, queries, keys, causal=True, aligned=True)
         embed = self.target_embed if hasattr(self, "target_embed") else self.embed
-        context = Context(mask, index=index, memory=memory, cross_mask=cross_mask)
+        context = Context(mask, cache_index=index, memory=memory, cross_mask=cross_mask)
         out, hidden = self.decoder(
             embed(targets, dtype), context, positions=positions, key=key, cache=cache, record=record
         )

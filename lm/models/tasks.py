@@ -7,6 +7,8 @@ from typing import Literal
 
 from lm.errors import UserError
 
+Problem = Literal["single_label", "multi_label", "regression"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -38,7 +40,7 @@ class Labels(Task):
 class SequenceLabels(Labels):
     """A label, several labels, or numbers for a whole sequence."""
 
-    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    problem: Problem = "single_label"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,14 +38,14 @@ class Layer:
 class Context(NamedTuple):
     """What all layers of a stack see besides their input.
 
-    bias [B or 1,H,S,T]: added to the scores of self-attention. index: where in the cache to write. memory [B,T,D]: an
-    encoder's output, seen under cross_mask. valid bool [B,S]: the tokens that count in a router's statistics.
+    bias [B or 1,H,S,T]: added to the scores of self-attention. cache_index: where in the cache to write. memory
+    [B,T,D]: an encoder's output, seen under cross_mask. valid bool [B,S]: the tokens that count for a router.
     """
 
     mask: Mask
     rotations: tuple[Rotation, ...] = ()
     bias: jax.Array | None = None
-    index: jax.Array | None = None
+    cache_index: jax.Array | None = None
     memory: jax.Array | None = None
     cross_mask: Mask | None = None
     valid: jax.Array | None = None
@@ -79,6 +79,7 @@ class _Layers(nnx.Module):
     ):
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
         if cross is not None:
+            assert cross_norm is not None
             self.cross_norm, self.cross = cross_norm, cross
         if post_norm1 is not None:
             self.post_norm1 = post_norm1
@@ -96,16 +97,23 @@ class _Layers(nnx.Module):
             scale=layer.scale,
             key=k_attn,
             cache=cache.own if isinstance(cache, CrossCache) else cache,
-            index=context.index,
+            index=context.cache_index,
         )
         if hasattr(self, "post_norm1"):
             y = self.post_norm1(y)
-        cache = cache._replace(own=own) if isinstance(cache, CrossCache) else own
-        return dropout(y, self.dropout, k_drop), cache
+        if isinstance(cache, CrossCache):
+            assert own is not None
+            return dropout(y, self.dropout, k_drop), cache._replace(own=own)
+        return dropout(y, self.dropout, k_drop), own
 
     def _cross_attention(self, x, context: Context, key, cache: Cache):
         k_attn, k_drop = split_key(key, 2)
-        memory = cache.memory if isinstance(cache, CrossCache) else self.cross.keys_values(context.memory)
+        if isinstance(cache, CrossCache):
+            memory = cache.memory
+        else:
+            assert context.memory is not None
+            memory = self.cross.keys_values(context.memory)
+        assert context.cross_mask is not None
         y, _ = self.cross(x, context.cross_mask, key=k_attn, memory=memory)
         return dropout(y, self.dropout, k_drop)
 

@@ -40,6 +40,11 @@ class Objective:
     family: ClassVar[Family] = "decoder"
 
     @property
+    def decoder_start_id(self) -> int:
+        """What a decoder over an encoder reads first."""
+        return self.start_id
+
+    @property
     def tasks(self) -> tuple[type[Task], ...]:
         """What a model's head may predict."""
         return (Words,)

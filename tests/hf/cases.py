@@ -32,7 +32,8 @@ class Case:
 
 def _decoder(config: str, cls: str, base: dict[str, Any]):
     def case(name: str, cls: str = cls, atol: float = 1e-4, **fields: Any) -> Case:
-        return Case(name, cls, config, {"vocab_size": V, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS} | base | fields, atol)
+        ids = {"vocab_size": V, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+        return Case(name, cls, config, ids | base | fields, atol)
 
     return case
 
@@ -107,7 +108,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 4.0}
+YARN |= {"original_max_position_embeddings": 64}
 
 
 def rope(**parameters: Any) -> dict[str, Any]:
@@ -140,8 +142,8 @@ DECODERS = [
     opt("opt spans", "OPTForQuestionAnswering"),
     llama("llama"),
     llama("llama3", rms_norm_eps=1e-3, rope_parameters=LLAMA3),
-    llama("llama linear", num_key_value_heads=1, head_dim=12, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
-          **rope(rope_type="linear", factor=4.0)),
+    llama("llama linear", num_key_value_heads=1, head_dim=12, attention_bias=True, mlp_bias=True,
+          tie_word_embeddings=True, **rope(rope_type="linear", factor=4.0)),
     llama("llama dynamic", max_position_embeddings=6, **rope(rope_type="dynamic", factor=2.0)),
     llama("llama yarn", head_dim=16, rope_parameters=YARN),
     llama("llama sequence labels", "LlamaForSequenceClassification", num_labels=4),
@@ -164,7 +166,8 @@ DECODERS = [
     mixtral("mixtral", router_aux_loss_coef=0.05, output_router_logits=True),
     mixtral("mixtral one expert, window", num_experts_per_tok=1, num_local_experts=3, sliding_window=4),
     mixtral("mixtral sequence labels", "MixtralForSequenceClassification", num_labels=3),
-    qwen3_moe("qwen3_moe", norm_topk_prob=False, mlp_only_layers=[1], router_aux_loss_coef=0.05, output_router_logits=True),
+    qwen3_moe("qwen3_moe", norm_topk_prob=False, mlp_only_layers=[1], router_aux_loss_coef=0.05,
+              output_router_logits=True),
     qwen3_moe("qwen3_moe sparse step", norm_topk_prob=True, decoder_sparse_step=2, num_hidden_layers=4),
 ]  # fmt: skip
 

@@ -186,7 +186,7 @@ def change_tensors(path: Path, f) -> None:
 
 BAD = {
     "unknown architecture": (lambda p: change_config(p, model_type="gpt5"), "model_type: expected one of .*got 'gpt5'"),
-    "unknown class": (lambda p: change_config(p, architectures=["LlamaForDreaming"]), "architectures: .*LlamaForDreaming"),
+    "unknown class": (lambda p: change_config(p, architectures=["LlamaForDreams"]), "architectures: .*LlamaForDreams"),
     "unknown field": (lambda p: change_config(p, attention_twist=3), "unknown field 'attention_twist' = 3.*refused"),
     "misspelt field": (lambda p: change_config(p, rms_norm_epz=1e-3), "rms_norm_epz.*did you mean 'rms_norm_eps'"),
     "missing field": (lambda p: change_config(p, hidden_size=None), "expected the field 'hidden_size'"),
@@ -261,7 +261,11 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_nothing(folder, tmp
 
 def test_an_error_while_writing_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     model = hf.load(folder("llama"))
-    monkeypatch.setattr(export, "copy_tokenizer", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "copy_tokenizer", full)
     with pytest.raises((UserError, OSError), match="space"):
         hf.save(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

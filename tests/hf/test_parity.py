@@ -17,14 +17,15 @@ pytest.importorskip("transformers")
 
 # One of each family, for what takes long to compile.
 EACH = (
-    *("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "mixtral"),
-    *("qwen3_moe", "bert", "roberta", "albert", "t5", "t5 gated", "bart", "mbart", "marian", "transformer"),
+    *("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
+    *("mixtral", "qwen3_moe", "bert", "roberta", "albert", "t5", "t5 gated", "bart", "mbart", "marian", "transformer"),
 )
 # Their gradients differ from those of another case by a constant or by a head that is tested with another family.
 ALIKE = {
     *("gpt2 unscaled", "gpt_neo sequence labels", "gpt_neo token labels", "gpt_neo spans", "gpt_neox sequence labels"),
-    *("gpt_neox token labels", "gpt_neox spans", "opt sequence labels", "opt spans", "llama token labels", "llama spans"),
-    *("mistral full", "mistral sequence labels", "gemma token labels", "mixtral sequence labels", "bert token labels"),
+    *("gpt_neox token labels", "gpt_neox spans", "opt sequence labels", "opt spans", "llama token labels"),
+    *("llama spans", "mistral full", "mistral sequence labels", "gemma token labels", "mixtral sequence labels"),
+    "bert token labels",
     *("roberta token labels", "roberta spans", "albert token labels", "albert spans", "mbart sequence labels"),
     *("mbart spans", "bart spans"),
 }
@@ -64,8 +65,8 @@ def test_outputs_hidden_states_and_loss_agree(name, loaded):
         if key in ("past_key_values", "router_logits") or theirs[key] is None:
             continue
         assert key in ours, f"{key}: not returned"
-        pairs = zip(ours[key], theirs[key], strict=True) if isinstance(theirs[key], tuple) else [(ours[key], theirs[key])]
-        for i, (a, b) in enumerate(pairs):
+        several = isinstance(theirs[key], tuple)
+        for i, (a, b) in enumerate(zip(ours[key], theirs[key], strict=True) if several else [(ours[key], theirs[key])]):
             b = b.numpy()
             assert a.shape == b.shape
             at = real(name, batch, b.shape) if b.ndim else ...
@@ -170,6 +171,8 @@ def test_generated_sequences_are_equal(name, how, loaded):
         batch = {k: v[[0, 2]] for k, v in batch.items()}  # a decoder's prompts are padded on the left
         options = {"max_new_tokens": 9}
     options |= SEARCHES[how]
+    # transformers 5.23 takes the balance of experts over the prompt's mask at every step, and fails.
+    theirs_alone = {"output_router_logits": False} if "router" in str(CASES[name].fields) else {}
     with torch.no_grad():
-        theirs = reference(name).generate(**tensors(batch), do_sample=False, **options).numpy()
+        theirs = reference(name).generate(**tensors(batch), do_sample=False, **options, **theirs_alone).numpy()
     np.testing.assert_array_equal(loaded(name).generate(**batch, **options), theirs)
