@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from lm.nn.attention import Attention, KVCache, attend
-from lm.nn.mask import Mask, causal_mask
+from lm.nn.mask import Mask, causal_mask, full_mask
+from lm.nn.param import normal
 from tests.models import reference
 from tests.tolerances import assert_close, assert_equal
 
@@ -145,3 +146,56 @@ def test_new_keys_are_written_at_the_index_and_nowhere_else():
         assert_close(after[:, at : at + 3], written)
         assert_equal(np.delete(after, range(at, at + 3), axis=1), np.delete(before, range(at, at + 3), axis=1))
     assert y.shape == x.shape
+
+
+def formula(q, k, v, seen, *, scale, bias=None, softcap=None):
+    """Attention in float64, one query at a time. seen bool [S,T]."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    k, v = (np.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
+    out = np.zeros_like(q)
+    for b, s, h in np.ndindex(q.shape[:3]):
+        scores = scale * k[b, :, h] @ q[b, s, h]
+        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+        scores = scores if bias is None else scores + bias[0, h, s]
+        weights = np.where(seen[s], np.exp(scores), 0.0)
+        out[b, s, h] = weights @ v[b, :, h] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("block", [0, 1, 4])
+@pytest.mark.parametrize("window", [1, 4, 13, 20])
+def test_a_window_counts_the_query_itself(window, block):
+    ahead = np.arange(S)[:, None] - np.arange(S)
+    f = jax.jit(lambda q, k, v: attend(q, k, v, causal_mask(S).within(window), block=block))
+    seen = (ahead >= 0) & (ahead < window)
+    assert_close(f(Q, KEYS, V), formula(Q, KEYS, V, seen, scale=K**-0.5))
+
+
+def test_a_block_reads_no_key_outside_of_its_window():
+    mask = causal_mask(S).within(4)
+    assert mask.keys_for(slice(6, 9)) == slice(3, 9)
+    assert causal_mask(S).keys_for(slice(6, 9)) == slice(0, 9)
+    assert full_mask(S, S).within(4).keys_for(slice(6, 9)) == slice(0, S)
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_scale_softcap_and_bias_are_the_formula_in_this_order(block):
+    bias = rng.normal(size=(1, H, S, S)).astype(np.float32)
+    f = jax.jit(lambda *a: attend(*a, causal_mask(S), scale=1.3, bias=bias, softcap=2.0, block=block))
+    seen = np.tril(np.ones((S, S), bool))
+    assert_close(f(Q, KEYS, V), formula(Q, KEYS, V, seen, scale=1.3, bias=bias, softcap=2.0))
+
+
+def test_memory_is_attended_to_as_keys_and_values_of_another_sequence():
+    d, t = 12, 7
+    attn = Attention(d, 3, 4, rngs=nnx.Rngs(0), init=normal(0.5), out_init=normal(0.5), bias=True)
+    x, other = (rng.normal(size=(B, n, d)).astype(np.float32) for n in (S, t))
+    y, cache = attn(x, full_mask(S, t), memory=attn.keys_values(jnp.asarray(other)))
+    q, k, v = (
+        np.einsum("bsd,dhk->bshk", a, w[...]) + b[...]
+        for a, w, b in ((x, attn.q, attn.q_bias), (other, attn.k, attn.k_bias), (other, attn.v, attn.v_bias))
+    )
+    seen = np.ones((S, t), bool)
+    want = np.einsum("bshk,hkd->bsd", formula(q, k, v, seen, scale=0.5), attn.o[...]) + attn.o_bias[...]
+    assert cache is None
+    assert_close(y, want)

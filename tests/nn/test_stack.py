@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.models import Llama
+from lm.models import GPT2, Gemma2, Gemma3, Llama, Qwen3Moe
 from lm.models.base import abstract
+from lm.nn.block import Layer
 from lm.nn.dropout import dropout
 from lm.nn.param import ones, param
-from lm.nn.stack import Remat, Stack, unstack
+from lm.nn.stack import Remat, Stack, segments, unstack
 from tests.models.reference import random_params
 from tests.tolerances import assert_close
 
@@ -93,3 +94,69 @@ def test_unstack_gives_the_rows_and_its_gradient_stacks_theirs():
     # A row that is not used has a gradient of zero.
     grad = jax.grad(lambda x: jnp.sum(unstack(x, 7)[2]))(x)
     np.testing.assert_array_equal(grad, np.eye(7)[2][:, None] * np.ones_like(x))
+
+
+S, F, R = Layer(window=4), Layer(), Layer(rotation=1)
+
+
+def numbered(*layers: Layer) -> tuple[Layer, ...]:
+    counts: dict[int, int] = {}
+    out = []
+    for layer in layers:
+        out.append(dataclasses.replace(layer, index=counts.setdefault(layer.block, 0)))
+        counts[layer.block] += 1
+    return tuple(out)
+
+
+@pytest.mark.parametrize(
+    "order, shapes",
+    [
+        (numbered(*[F] * 12), [(1, 12)]),
+        (numbered(*[S, F] * 5), [(2, 5)]),
+        (numbered(*[S, S, S, S, S, F] * 4, S), [(6, 4), (1, 1)]),
+        (numbered(*[F] * 3, *[S] * 5), [(1, 3), (1, 5)]),
+        (numbered(*[Layer(scale=1 / (i + 1)) for i in range(3)]), [(1, 1)] * 3),
+        (numbered(*[Layer(), Layer(block=1)] * 3), [(2, 3)]),
+        ((Layer(),) * 6, [(1, 6)]),
+        ((Layer(index=0), Layer(index=1)) * 2 + (Layer(index=2), Layer(index=3)) * 2, [(2, 2), (2, 2)]),
+    ],
+    ids=["equal", "alternating", "five to one", "two runs", "all differ", "two blocks", "one shared", "shared groups"],
+)
+def test_a_scan_runs_over_the_shortest_unit_that_repeats(order, shapes):
+    found = segments(order)
+    assert [(len(s.unit), s.repeats) for s in found] == shapes
+    run = []
+    for s in found:
+        for k in range(s.repeats):
+            for layer in s.unit:
+                step = 0 if s.shared else k * sum(o.block == layer.block for o in s.unit)
+                run.append(dataclasses.replace(layer, index=layer.index + step))
+    assert tuple(run) == order
+
+
+SHAPE = {"vocab_size": 53, "d_model": 12, "n_heads": 2, "d_ff": 20}
+MIXED = {
+    "windows": lambda **how: Gemma2(n_layers=5, window=3, **SHAPE, **how),
+    "two rotations": lambda **how: Gemma3(n_layers=7, window=3, **SHAPE, **how),
+    "routed and dense": lambda **how: Qwen3Moe(
+        n_layers=5, n_experts=3, top_k=2, expert_d_ff=7, dense=(1, 3), **SHAPE, **how
+    ),
+    "scales": lambda **how: GPT2(n_layers=3, scale_by_layer=True, **SHAPE, **how),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_layers_that_differ_are_the_same_scanned_and_unrolled_with_their_gradients(name):
+    make, outs = MIXED[name], []
+    params = random_params(make())
+    for how in ({"scan": True, "remat": "selective"}, {"scan": False, "remat": "none"}):
+        graphdef = abstract(make(**how)).graphdef
+
+        def f(params, graphdef=graphdef):
+            out = nnx.merge(graphdef, params)(TOKENS, dtype=jnp.float32, record=True)
+            router = 0.0 if out.router is None else jnp.mean(out.router.probs**2)
+            return jnp.mean(out.hidden * WEIGHT) + jnp.mean(out.states**2) + router, (out.states, out.router)
+
+        outs.append(jax.jit(jax.grad(f, has_aux=True))(params))
+    assert_close(outs[0], outs[1])
+    assert outs[0][1][0].shape == (make().n_layers + 1, 2, 7, 12)
