@@ -1,13 +1,15 @@
 # Needs nothing beforehand but make and a Python (3.11 or newer) that has venv. Everything lives in .venv.
 PYTHON ?= python3
 WORKERS ?= 2
-# Extras installed beside the core; `make test EXTRAS=dev,hf,eval` also runs the tests that compare with torch.
-EXTRAS ?= dev
+# Extras installed beside the core. hf is torch and transformers, the reference of tests: EXTRAS=dev skips those tests.
+EXTRAS ?= dev,hf
 # Passed on: `make test ARGS="-k rope"`, `make constraints ARGS=--upgrade`.
 ARGS ?=
 
 comma := ,
 BIN := .venv/bin
+# Stamps, so that a second run installs nothing; written last, so that a broken install is tried again.
+CORE := .venv/.installed
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: help install quickstart test lint format type bench constraints clean
@@ -15,7 +17,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 help:
 	@echo "make quickstart   train, evaluate and sample from a small model on this machine"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests; EXTRAS=dev leaves out torch and the tests that need it"
 	@echo "make lint type    check style and types"
 	@echo "make format       rewrite the code in the project's style"
 	@echo "make bench        run every benchmark in tools/bench"
@@ -25,18 +27,22 @@ help:
 
 install: $(STAMP)
 
-# A stamp, so that a second run installs nothing; it is written last, so that a broken install is tried again.
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(CORE): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into .venv (about 2.5 GB, a few minutes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing with $(EXTRAS) into .venv (a few minutes; torch for GPUs is some gigabytes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@ $(CORE)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
-quickstart: $(STAMP)
+quickstart: $(CORE)
 	$(BIN)/lm train quickstart --workdir runs/quickstart
 	$(BIN)/lm eval runs/quickstart
 	$(BIN)/lm generate runs/quickstart "def read_lines(path):"

@@ -73,6 +73,7 @@ def _eval(args: argparse.Namespace) -> int:
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
     restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
+    config.check_task(restored.config)
     corpus = open_corpus(restored.config.data)
     if corpus.tokenizer.fingerprint != restored.tokenizer.fingerprint:
         raise errors.UserError(
@@ -186,7 +187,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("--num-processes", type=int)
     p.add_argument("--process-id", type=int)
 
-    p = command("eval", _eval, "loss, perplexity and bits per byte of a run on its validation data")
+    p = command("eval", _eval, "loss and perplexity of a run on its validation data, and bits per byte of a decoder")
     p.add_argument("workdir", help="folder of the run")
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")

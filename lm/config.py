@@ -21,9 +21,11 @@ from lm.data import Data, SentencePiece
 from lm.errors import UserError, did_you_mean
 from lm.mesh import Mesh
 from lm.models import Model
+from lm.models import base as models
+from lm.nn import param as params
 from lm.objectives import Objective
 from lm.optim import Optimizer
-from lm.sharding import Rules
+from lm.sharding import Rules, spec_for
 
 CONFIG_FILE = "config.json"  # in the folder of a run
 
@@ -123,8 +125,10 @@ class Resolved:
 
 
 def resolve(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
-    """The recipe with `a.b=value` overrides applied, checked across sections."""
-    return resolved(load(recipe), overrides)
+    """The recipe with `a.b=value` overrides applied, checked across sections and as something to train."""
+    found = resolved(load(recipe), overrides)
+    check_task(found.config)
+    return found
 
 
 def resolved(config: Config, overrides: Sequence[str] = ()) -> Resolved:
@@ -207,12 +211,7 @@ def check(config: Config) -> None:
             f"objective: {type(config.objective).__name__} is for models of the family {config.objective.family}, got "
             f"{type(model).__name__}, which is of {model.family}; take an objective of that family"
         )
-    for f in dataclasses.fields(config.objective):
-        value = getattr(config.objective, f.name)
-        if f.name.endswith("_id") and value >= model.vocab_size:
-            raise UserError(
-                f"objective.{f.name}: expected an id below model.vocab_size {model.vocab_size}, got {value}"
-            )
+    _check_ids(config)
     config.objective.check(data.seq_len)
     longest = config.objective.longest(data.seq_len)
     if model.max_seq_len is not None and longest > model.max_seq_len:
@@ -226,6 +225,11 @@ def check(config: Config) -> None:
             f"model.vocab_size: {model.vocab_size} is smaller than data.tokenizer.vocab_size "
             f"{data.tokenizer.vocab_size}; set them equal"
         )
+    if config.checkpoint.metric == "bits_per_byte" and config.objective.unit != "token":
+        raise UserError(
+            f"checkpoint.metric: {type(config.objective).__name__} has no bits_per_byte, as its loss is per "
+            f"{config.objective.unit}; set checkpoint.metric=loss"
+        )
     every, eval_every = config.checkpoint.every, train.eval_every
     if config.checkpoint.keep_best and (not eval_every or every % eval_every):
         raise UserError(
@@ -234,6 +238,54 @@ def check(config: Config) -> None:
         )
     config.optim.schedule.make(config.optim.lr, train.steps)  # raises where the run is too short for it
     check_mesh(config, config.mesh.min_devices)  # what fails on the smallest mesh fails on all
+    _check_parameters(config)
+
+
+def check_task(config: Config) -> None:
+    """The objective against what the model's head predicts. An imported model with another head is a run all the same,
+    which nothing here can train."""
+    expected, got = config.objective.tasks, type(config.model.task)
+    if got not in expected:
+        raise UserError(
+            f"model.task: {type(config.objective).__name__} trains {' or '.join(t.__name__ for t in expected)}, got "
+            f"{got.__name__}; set model.task={expected[0].__name__}()"
+        )
+
+
+def _check_ids(config: Config) -> None:
+    """The ids of the objective against the vocabularies of the model and of a tokenizer that is trained here."""
+    model, objective, tokenizer = config.model, config.objective, config.data.tokenizer
+    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    for name, value in fields.items():
+        if name.endswith("_id") and value >= model.vocab_size:
+            raise UserError(
+                f"objective.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}"
+            )
+    if isinstance(tokenizer, SentencePiece):
+        for name in ("mask_id", "cls_id", "sep_id", "first_sentinel_id"):
+            lowest = fields.get(name, tokenizer.vocab_size)
+            if name == "first_sentinel_id":
+                lowest -= fields.get("n_sentinels", 1) - 1
+            if lowest < tokenizer.vocab_size:
+                raise UserError(
+                    f"objective.{name}: expected ids that the tokenizer never makes of text, {tokenizer.vocab_size} "
+                    f"and more, got {lowest}; data.tokenizer.vocab_size counts the tokens of text alone"
+                )
+        if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+            raise UserError(
+                f"objective.vocab_size: expected that of data.tokenizer, {tokenizer.vocab_size}, got "
+                f"{fields['vocab_size']}; set them equal"
+            )
+
+
+def _check_parameters(config: Config) -> None:
+    """The parameters against those axes of the mesh that have a size, so that it fails before any data is prepared."""
+    sizes = config.mesh.sizes(config.mesh.min_devices)
+    if max(sizes.values()) == 1:
+        return
+    model = models.abstract(config.model)
+    for path, info in params.paths(model.infos).items():
+        spec_for(config.rules, sizes, info.axes, info.shape, path)
 
 
 def check_mesh(config: Config, n_devices: int) -> None:
@@ -250,11 +302,14 @@ def check_mesh(config: Config, n_devices: int) -> None:
             f"mesh ({' x '.join(f'{a}={sizes[a]}' for a in axes)}); "
             f"set a multiple of {shards * config.train.microbatches}"
         )
-    if config.data.seq_len % sizes["seq"]:
-        raise UserError(
-            f"data.seq_len: {config.data.seq_len} is not divisible by mesh.seq {sizes['seq']}; "
-            f"set a multiple of it or a smaller mesh.seq"
-        )
+    row = config.objective.row(config.data.seq_len)
+    for length in (row.length, row.memory):
+        if length % sizes["seq"]:
+            made = f" (rows of {length})" if length != config.data.seq_len else ""
+            raise UserError(
+                f"data.seq_len: {config.data.seq_len}{made} is not divisible by mesh.seq {sizes['seq']}; "
+                f"set a multiple of it or a smaller mesh.seq"
+            )
 
 
 def _origins(node: Any, at: str = "", default: bool = False) -> Iterator[tuple[str, Origin]]:

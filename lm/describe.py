@@ -21,18 +21,21 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
     resolved = _resolve(target, overrides)
     config = resolved.config
     model = models.abstract(config.model)
-    flops = models.flops_per_token(config.model, model.infos, config.data.seq_len)
+    seq_len = config.data.seq_len
+    flops = models.flops_per_token(config.model, model.infos, seq_len, config.objective.row(seq_len))
     n = n_devices or config.mesh.min_devices
     configs.check_mesh(config, n)
     memory = device_bytes(config, n)
-    tokens = config.data.batch_size * config.data.seq_len
+    tokens = config.data.batch_size * seq_len
     lines = [*_values(resolved), ""]
+    parameters, active = models.count(model.infos), models.count_active(config.model, model.infos)
+    halved = flops.causal != flops.full
     facts = {
-        "parameters": f"{models.count(model.infos):,}",
+        "parameters": f"{parameters:,}" + (f", {active:,} active for a token" if active != parameters else ""),
         "tokens per step": f"{tokens:,}",
         "tokens in all": f"{tokens * config.train.steps:,}",
-        "FLOPs per token": f"{flops.full:.4g} (full attention), {flops.causal:.4g} (causal)",
-        "FLOPs in all": f"{flops.full * tokens * config.train.steps:.3g} (full attention)",
+        "FLOPs per token": f"{flops.full:.4g}" + (f" (full attention), {flops.causal:.4g} (causal)" if halved else ""),
+        "FLOPs in all": f"{flops.full * tokens * config.train.steps:.3g}" + (" (full attention)" if halved else ""),
         "mesh": f"{n} device(s): {layout(config.mesh.sizes(n))}",
         "bytes per device": f"{_gib(memory.total)}, activations not counted",
         "  params": _gib(memory.params),

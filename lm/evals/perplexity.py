@@ -1,7 +1,7 @@
-"""Loss, perplexity and bits per byte on the validation split of each source, beside general-purpose compressors.
+"""Loss and perplexity on the validation split of each source; of a language model, bits per byte beside compressors.
 
 Bits per byte counts the bytes of the original text that the predicted tokens stand for, so models with different
-tokenizers compare.
+tokenizers compare. Where a model sees some of the text that it predicts, or predicts only some, there is no such number.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from lm.objectives import Score
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """`loss` in nats per token; sums are kept so that sources add up."""
+    """`loss` in nats per `unit` (see `Objective.unit`); sums are kept so that sources add up.
+
+    tokens: how many were predicted. n_bytes: of original text that they stand for.
+    """
 
     nats: float
     tokens: int
     n_bytes: int
+    unit: str = "token"
 
     @property
     def loss(self) -> float:
@@ -36,20 +40,18 @@ class Perplexity:
         return math.exp(min(self.loss, 700.0))
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / max(self.n_bytes, 1)
+    def bits_per_byte(self) -> float | None:
+        """None where `nats` is not the length of the text."""
+        return self.nats / math.log(2) / max(self.n_bytes, 1) if self.unit == "token" else None
 
     def record(self) -> dict[str, float]:
-        return {
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-            "tokens": self.tokens,
-            "bytes": self.n_bytes,
-        }
+        bits = {} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}
+        return {"loss": self.loss, "perplexity": self.perplexity, **bits, "tokens": self.tokens, "bytes": self.n_bytes}
 
 
-def evaluate(score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: ArrayLike) -> Perplexity:
+def evaluate(
+    score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: ArrayLike, unit: str = "token"
+) -> Perplexity:
     """Sums `score(params, batch, token_bytes)` over batches; the device is awaited once, at the end."""
     sums: list[Score] = [score(params, batch, token_bytes) for batch in batches]
     host = jax.device_get(sums)
@@ -57,15 +59,17 @@ def evaluate(score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], t
         nats=sum(float(s.nll) for s in host),
         tokens=round(sum(float(s.weight) for s in host)),
         n_bytes=sum(int(s.n_bytes) for s in host),
+        unit=unit,
     )
 
 
 def total(results: Mapping[str, Perplexity]) -> Perplexity:
-    """All sources as one."""
+    """All sources, which are of one unit, as one."""
     return Perplexity(
         nats=sum(r.nats for r in results.values()),
         tokens=sum(r.tokens for r in results.values()),
         n_bytes=sum(r.n_bytes for r in results.values()),
+        unit=next((r.unit for r in results.values()), "token"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The table that ends an evaluation: the model beside gzip and xz on the same bytes."""
+"""The table that ends an evaluation: a language model beside gzip and xz on the same bytes, others by their loss."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from lm.evals.perplexity import Perplexity, compress, total
 
 def print_evaluation(results: Mapping[str, Perplexity], corpus: Corpus, title: str) -> None:
     """One row a source. gzip and xz compress its whole validation split as one stream."""
+    every = total(results)
+    compressed = every.bits_per_byte is not None
     table = Table(title=f"validation, {title}", title_justify="left")
-    for column in ("source", "loss", "perplexity", "bits/byte", "gzip -9", "xz -9"):
+    for column in ("source", f"loss per {every.unit}", "perplexity", f"{every.unit}s"):
         table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
-    rows = dict(results)
-    if len(rows) > 1:
-        rows["total"] = total(results)
-    texts = {name: validation_text(corpus, name) for name in results}
+    for column in ("bits/byte", "gzip -9", "xz -9") if compressed else ():
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = dict(results) | ({"total": every} if len(results) > 1 else {})
+    texts = {name: validation_text(corpus, name) for name in results} if compressed else {}
     texts["total"] = b"".join(texts.values())
     for name, r in rows.items():
-        c = compress(texts[name])
-        table.add_row(
-            name, f"{r.loss:.4f}", f"{r.perplexity:.2f}", f"{r.bits_per_byte:.4f}", f"{c.gzip:.4f}", f"{c.xz:.4f}"
-        )
+        cells = [name, f"{r.loss:.4f}", f"{r.perplexity:.2f}", f"{r.tokens:,}"]
+        if compressed:
+            c = compress(texts[name])
+            cells += [f"{r.bits_per_byte:.4f}", f"{c.gzip:.4f}", f"{c.xz:.4f}"]
+        table.add_row(*cells)
     Console(highlight=False).print(table)
 
 

@@ -65,26 +65,24 @@ def _store(
     sharding: NamedSharding,
     dtype: np.dtype,
 ) -> None:
-    """Puts `part` at `index` of the array at `path`, which the first part makes."""
+    """Puts `part` at `index` of the array at `path`, which the first part makes.
+
+    The part goes to the devices as it is stored: the runtime copies a transposed view several times as fast as numpy
+    does, half the bytes are moved where it has half the size, and the cast is free in the copy to its place.
+    """
     spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
     own = NamedSharding(sharding.mesh, PartitionSpec(*spec[len(index) :]))
-    piece = jax.make_array_from_callback(part.shape, own, lambda i: np.ascontiguousarray(part[i], dtype))
-    if not index:
-        arrays[path] = piece
-        return
+    piece = jax.make_array_from_callback(part.shape, own, lambda i: part[i])
     if path not in arrays:
         arrays[path] = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
-    arrays[path] = _put(arrays[path], piece, np.array(index, np.int32), sharding)
-
-
-def _put(array: jax.Array, piece: jax.Array, index: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    return _putter(sharding, array.ndim - piece.ndim)(array, piece, index)
+    arrays[path] = _putter(sharding, len(index))(arrays[path], piece, np.array(index, np.int32))
 
 
 @functools.lru_cache(maxsize=64)
 def _putter(sharding: NamedSharding, n: int) -> Any:
     def put(array, piece, index):
         start = [index[i] for i in range(n)] + [0] * piece.ndim
-        return jax.lax.dynamic_update_slice(array, piece.reshape((1,) * n + piece.shape), start)
+        piece = piece.reshape((1,) * n + piece.shape).astype(array.dtype)
+        return jax.lax.dynamic_update_slice(array, piece, start)
 
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.errors import UserError
-from lm.models.tasks import Task, Words
+from lm.models.tasks import Task, Words, WordsAndPair
 from lm.nn import param as params
 from lm.nn.block import Layer
 from lm.nn.stack import Remat, Stack
@@ -152,32 +152,66 @@ def _size(model: Model, info: params.ParamInfo) -> float:
     return math.prod(info.shape) * (model.active_experts if "experts" in info.axes and len(info.shape) > 3 else 1.0)
 
 
+class Row(NamedTuple):
+    """What a step computes for one row of text: the places in the layers (of an encoder-decoder, in the decoder), those
+    that the head predicts, and those in the encoder of an encoder-decoder."""
+
+    length: int
+    predicted: int
+    memory: int = 0
+
+
 class FlopsPerToken(NamedTuple):
-    """Floating-point operations of one training step (forward and backward) per token."""
+    """Floating-point operations of one training step (forward and backward) per token of text."""
 
-    full: float  # attention over the whole [S,S] square, as PaLM counts
-    causal: float  # the lower triangle alone, where attention is causal; windows are not subtracted
+    full: float  # attention over the whole square, as PaLM counts
+    causal: float  # of causal attention the lower triangle alone; windows are not subtracted
 
 
-def flops_per_token(model: Model, infos: dict, seq_len: int) -> FlopsPerToken:
-    """6 N + 12 L H K S (Chowdhery et al., 2022, appendix B) and its causal half of the attention term.
+def flops_per_token(model: Model, infos: dict, seq_len: int, row: Row | None = None) -> FlopsPerToken:
+    """6 N + 12 L H K S (Chowdhery et al., 2022, appendix B), for rows of `seq_len` tokens of text.
 
-    N counts the parameters that are multiplied, as often as a token meets them: tables that are only looked up
-    (positions, an input embedding with a head of its own) do no work; a tied one is counted once, as the head; of
-    experts those that a token is sent to; a shared layer once for each use. In an encoder-decoder, whose tokens are
-    those of both sides, each side's layers count by half, and self-attention alone counts in the attention term.
+    A parameter counts at each place of `row` (None: `seq_len` of all kinds) that is multiplied with it: layers at every
+    place, those of an encoder, and the keys and values that a decoder takes from it, at its places; the head, and a
+    table that serves as one, where something is predicted; a pooler and its pair once a row; tables that are only
+    looked up never. A shared layer counts at each use, and of experts those that a token is sent to. Attention counts
+    in each layer, that of a decoder over its encoder included.
     """
+    row = Row(seq_len, seq_len, seq_len) if row is None else row
     flat = params.paths(infos)
-    looked_up = {p for p, i in flat.items() if "position" in i.axes}
-    if "head.table" in flat or not isinstance(model.task, Words):
-        looked_up |= {p for p in flat if p.rpartition(".")[0].endswith("embed")}
-    uses = len(model.order) / max(1, len({(layer.block, layer.index) for layer in model.order}))
-    n = 0.0
+    uses = 1.0  # of a layer's parameters; an encoder-decoder shares none
+    if model.family != "encoder_decoder":
+        uses = len(model.order) / len({(layer.block, layer.index) for layer in model.order})
+    full = causal = 0.0
     for path, info in flat.items():
-        if path in looked_up:
+        times = uses if "layers" in info.axes else 1.0
+        work = 6.0 * times * _size(model, info) * _places(model, flat, path, info, row)
+        full, causal = full + work, causal + work
+        side, part = path.partition(".")[0], path.split(".")[-2:]
+        if part not in (["attn", "q"], ["cross", "q"]):
             continue
-        layered = "layers" in info.axes
-        share = 0.5 if model.family == "encoder_decoder" and layered else 1.0
-        n += _size(model, info) * share * (uses if layered and model.family != "encoder_decoder" else 1.0)
-    attention = 12 * len(model.order) * model.n_heads * model.kv_shape[1] * seq_len
-    return FlopsPerToken(6.0 * n + attention, 6.0 * n + (attention / 2 if model.family == "decoder" else attention))
+        queries = row.memory if side == "encoder" else row.length
+        keys = row.memory if part[0] == "cross" else queries
+        n_layers, _, n_heads, head_dim = info.shape
+        work = 12.0 * times * n_layers * n_heads * head_dim * queries * keys
+        half = model.family != "encoder" and side != "encoder" and part[0] == "attn"
+        full, causal = full + work, causal + (work / 2 if half else work)
+    return FlopsPerToken(full / seq_len, causal / seq_len)
+
+
+def _places(model: Model, flat: dict[str, params.ParamInfo], path: str, info: params.ParamInfo, row: Row) -> int:
+    """How many places of a row are multiplied with a parameter."""
+    side = path.partition(".")[0]
+    if "position" in info.axes:
+        return 0
+    if side in ("embed", "target_embed"):
+        output = "target_embed.table" if "target_embed.table" in flat else "embed.table"
+        tied = isinstance(model.task, (Words, WordsAndPair)) and "head.table" not in flat
+        return row.predicted if tied and path == output else 0
+    if side == "head":
+        return row.predicted
+    if side in ("pooler", "pair"):
+        return 1
+    if side == "encoder" or ".cross.k" in path or ".cross.v" in path:
+        return row.memory
+    return row.length

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.models import Family, Task, Words
+from lm.models.base import Row
 from lm.nn.moe import Router, balance_loss, z_loss
 
 
@@ -51,6 +52,19 @@ class Objective:
 
     start_id: int = 1
     pad_id: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What the loss is per. Only of each token from those before it is the sum a length in bits of the text."""
+        return {"decoder": "token", "encoder": "masked token", "encoder_decoder": "target"}[self.family]
+
+    def row(self, seq_len: int) -> Row:
+        """What a model computes for a row, by the shapes of `features`."""
+        shapes = {k: f.shape for k, f in self.features(1, seq_len).items()}
+        if self.family == "encoder_decoder":
+            n_targets = shapes["targets"][1]
+            return Row(n_targets, n_targets, shapes["inputs"][1])
+        return Row(seq_len, shapes["positions"][1] if self.family == "encoder" else seq_len)
 
     def longest(self, seq_len: int) -> int:
         """The longest sequence that the model sees, where data.seq_len is `seq_len`."""

@@ -21,7 +21,7 @@ import numpy as np
 from lm import codec, distributed
 from lm.checkpoint import Checkpoints, Meta
 from lm.compilation import CacheCounter
-from lm.config import CONFIG_FILE, Config, Resolved, check_mesh
+from lm.config import CONFIG_FILE, Config, Resolved, check_mesh, check_task
 from lm.data import Corpus, Stream, prepare
 from lm.data.tf import tensorflow
 from lm.errors import UserError
@@ -173,7 +173,9 @@ class Run:
 
     @property
     def flops(self) -> FlopsPerToken:
-        return flops_per_token(self.resolved.config.model, self.setup.infos, self.resolved.config.data.seq_len)
+        config = self.resolved.config
+        seq_len = config.data.seq_len
+        return flops_per_token(config.model, self.setup.infos, seq_len, config.objective.row(seq_len))
 
     def check_finite(self, pending: list) -> list[dict[str, np.ndarray]]:
         """The metrics of the pending steps on the host; stops at the first step that is not finite."""
@@ -232,7 +234,7 @@ def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity
             examples=config.objective.examples,
             max_batches=config.eval.max_batches or None,
         )
-        results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes)
+        results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes, config.objective.unit)
     return results
 
 
@@ -245,7 +247,9 @@ def token_byte_table(corpus: Corpus, config: Config) -> np.ndarray:
 
 
 def describe(r: perplexity.Perplexity) -> str:
-    return f"loss {r.loss:.4f}  perplexity {r.perplexity:.2f}  bits/byte {r.bits_per_byte:.4f}  ({r.tokens:,} tokens)"
+    bits = "" if r.bits_per_byte is None else f"  bits/byte {r.bits_per_byte:.4f}"
+    per = "" if r.unit == "token" else f" per {r.unit}"
+    return f"loss {r.loss:.4f}{per}  perplexity {r.perplexity:.2f}{bits}  ({r.tokens:,} {r.unit}s)"
 
 
 # --- before the loop --------------------------------------------------------------------------------------------------
@@ -280,16 +284,6 @@ def prepare_once(config: Config) -> Corpus:
         corpus = prepare(config.data)
     distributed.barrier("prepare")
     return corpus if distributed.is_main() else prepare(config.data)
-
-
-def check_task(config: Config) -> None:
-    """The objective against what the model's head predicts."""
-    expected, got = config.objective.tasks, type(config.model.task)
-    if got not in expected:
-        raise UserError(
-            f"model.task: {type(config.objective).__name__} trains {' or '.join(t.__name__ for t in expected)}, got "
-            f"{got.__name__}; set model.task={expected[0].__name__}()"
-        )
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:

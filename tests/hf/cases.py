@@ -288,6 +288,21 @@ TEXT = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")  # 
 GENERATORS = {name: case for name, case in CASES.items() if case.cls.endswith(TEXT)}
 
 
+# One of each family, for what takes long to compile.
+EACH = (
+    *("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
+    *("mixtral", "qwen3_moe", "bert", "roberta", "albert", "t5", "t5 gated", "bart", "mbart", "marian", "transformer"),
+)
+# Their gradients differ from those of another case by a constant or by a head that is tested with another family.
+ALIKE = {
+    *("gpt2 unscaled", "gpt_neo sequence labels", "gpt_neo token labels", "gpt_neo spans", "gpt_neox sequence labels"),
+    *("gpt_neox token labels", "gpt_neox spans", "opt sequence labels", "opt spans", "llama token labels"),
+    *("llama spans", "mistral full", "mistral sequence labels", "gemma token labels", "mixtral sequence labels"),
+    *("bert token labels", "roberta token labels", "roberta spans", "albert token labels", "albert spans"),
+    *("mbart sequence labels", "mbart spans", "bart spans"),
+}
+
+
 @functools.cache
 def reference(name: str):
     """The torch model of a case, in evaluation mode, with eager attention and random weights."""
