@@ -1,17 +1,37 @@
 """Raw text to batches: sources, tokenizer, token stores, and the stream of rows. Importing this loads no framework;
 `lm.data.loader` is the part that needs JAX and tf.data."""
 
+from lm.data.arrow import Arrow, HFDataset, Parquet
+from lm.data.dedup import NearDuplicates
+from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples
+from lm.data.filters import C4, Filter, Gopher, GopherRepetition, Length, Without
+from lm.data.overlap import Overlap
 from lm.data.prepare import Corpus, Data, open_corpus, prepare
+from lm.data.schedule import Phase
 from lm.data.sources import Docstrings, Jsonl, Source, Stdlib, Text, Tfds
 from lm.data.store import Store
 from lm.data.stream import Stream
 from lm.data.tokenizer import SentencePiece, Tokenizer
 
 __all__ = [
+    "Arrow",
+    "C4",
     "Corpus",
     "Data",
     "Docstrings",
+    "Exclude",
+    "ExcludeDocuments",
+    "ExcludeExamples",
+    "Filter",
+    "Gopher",
+    "GopherRepetition",
+    "HFDataset",
     "Jsonl",
+    "Length",
+    "NearDuplicates",
+    "Overlap",
+    "Parquet",
+    "Phase",
     "SentencePiece",
     "Source",
     "Stdlib",
@@ -20,6 +40,7 @@ __all__ = [
     "Text",
     "Tfds",
     "Tokenizer",
+    "Without",
     "open_corpus",
     "prepare",
 ]

@@ -117,7 +117,7 @@ def _download_and_prepare(builder):
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
 
-def record_parts(builder: tfds.core.DatasetBuilder, split: str, field: str) -> list[Part]:
+def record_parts(builder: tfds.core.DatasetBuilder, split: str, *fields: str) -> list[Part]:
     """The record files of a split, in stretches of about `stretch_bytes`. UserError for a split, field or format that
     is not there or not readable."""
     name = builder.info.full_name
@@ -127,8 +127,11 @@ def record_parts(builder: tfds.core.DatasetBuilder, split: str, field: str) -> l
             f"{name}: expected file_format tfrecord, got {file_format}; build it with file_format='tfrecord'"
         )
     texts = sorted(_text_features(builder.info.features))
-    if field not in texts:
-        raise UserError(f"{name}: expected field to be one of its texts {texts}, got {field!r}; set Tfds(field=...)")
+    for field in fields:
+        if field.replace(".", "/") not in texts:
+            raise UserError(
+                f"{name}: expected field to be one of its texts {texts}, got {field!r}; set Tfds(field=...)"
+            )
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as e:

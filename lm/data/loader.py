@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
+from lm.data.index import mix
 from lm.data.store import Store
 from lm.data.stream import Plan, Stream
 from lm.data.tf import tensorflow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 Examples = Callable[[Batch], Batch]
 READERS = 2  # batches read at once; more does not help, the callback holds Python's lock
+ELSEWHERE = 0x9E3779B97F4A7C15  # so that example 0 is no special case of the hash
 PLAN_AHEAD = 1024  # rows planned at once: shuffling 64 ids costs as much as shuffling 1024
 
 
@@ -75,25 +77,63 @@ class HostRows:
 class HostReader:
     """The same rows of one global batch after another, as numpy. Stateless: any step can be read at any time."""
 
-    def __init__(self, stream: Stream, rows: np.ndarray, *, batch_size: int, start: int, examples: Examples):
-        self._stream, self._examples = stream, examples
+    def __init__(
+        self,
+        stream: Stream,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        start: int,
+        examples: Examples,
+        extra_rows: int = 0,
+    ):
+        _check_extra(extra_rows)
+        self._stream, self._examples, self._extra = stream, examples, extra_rows
         steps = max(1, PLAN_AHEAD // len(rows))
 
         @functools.lru_cache(maxsize=2 * READERS)
         def plan(chunk: int):
             first = start + (chunk * steps + np.arange(steps, dtype=np.int64)) * batch_size
             ids = first[:, None] + rows
-            ids.flags.writeable = False  # shared by the batches of a chunk, and handed to `examples`
-            return ids, *(x.reshape(ids.shape) for x in stream.plan(ids.reshape(-1)))
+            planned = Plan(*(x.reshape(ids.shape) for x in stream.plan(ids.reshape(-1))))
+            planned.example.flags.writeable = False  # shared by the batches of a chunk, and handed to `examples`
+            return planned
 
         self._plan, self._steps = plan, steps
 
     def __call__(self, step: int) -> Batch:
-        """Batch `step` counted from `start`: what `examples` makes of tokens int32 [n, T+1] and id int64 [n]."""
+        """Batch `step` counted from `start`: what `examples` makes of tokens int32 [n, T+1] and id int64 [n], and of
+        other int32 [n, T+1] if it needs rows from elsewhere."""
         chunk, at = divmod(int(step), self._steps)
-        ids, *plan = (x[at] for x in self._plan(chunk))
-        batch = self._examples({"tokens": self._stream.read(Plan(*plan)), "id": ids})
+        plan = Plan(*(x[at] for x in self._plan(chunk)))
+        batch = {"tokens": self._stream.read(plan), "id": plan.example}
+        if self._extra:
+            batch["other"] = self._stream.read(_elsewhere(self._stream, plan))
+        batch = self._examples(batch)
         return {name: x for name, x in batch.items() if name != "id"}
+
+
+def _elsewhere(stream: Stream, plan: Plan) -> Plan:
+    """Another row of the same source and epoch for each, all others equally likely, by the id of the example alone."""
+    n = np.array(stream.n_rows)[plan.source]
+    if (n < 2).any():
+        name = stream.names[plan.source[n.argmin()]]
+        raise UserError(
+            f"data.sources[{name!r}]: expected at least 2 rows, to pair one with text from elsewhere, got 1; shorten "
+            "data.seq_len or add text"
+        )
+    return plan._replace(window=_another(plan.window, n, plan.example))
+
+
+def _another(i: np.ndarray, n: np.ndarray | int, ids: np.ndarray) -> np.ndarray:
+    """i int64 [m] in [0, n), n >= 2 -> another place in it, by a hash of ids [m]."""
+    further = mix(ids.astype(np.uint64) + np.uint64(ELSEWHERE)) % np.asarray(n - 1, np.uint64)
+    return (i + 1 + further.astype(np.int64)) % n
+
+
+def _check_extra(extra_rows: int) -> None:
+    if extra_rows not in (0, 1):
+        raise UserError(f"extra_rows: expected 0 or 1 rows from elsewhere for each of a batch, got {extra_rows}")
 
 
 class HostBatches(NamedTuple):
@@ -152,10 +192,14 @@ class Loader:
     the reading threads.
     """
 
-    def __init__(self, stream: Stream, host: HostRows, *, start: int, examples: Examples, prefetch: int):
+    def __init__(
+        self, stream: Stream, host: HostRows, *, start: int, examples: Examples, prefetch: int, extra_rows: int = 0
+    ):
         self.examples_seen = start
         self._host = host
-        reader = HostReader(stream, host.rows, batch_size=host.batch_size, start=start, examples=examples)
+        reader = HostReader(
+            stream, host.rows, batch_size=host.batch_size, start=start, examples=examples, extra_rows=extra_rows
+        )
         dataset, self._names, self._failures = make_dataset(reader, prefetch=prefetch)
         self._batches = iter(dataset)
         self._ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
@@ -198,17 +242,20 @@ def make_loader(
     batch_size: int,
     start: int = 0,
     examples: Examples = identity,
+    extra_rows: int = 0,
     prefetch: int = 2,
 ) -> Loader:
     """Batches {"tokens": int32 [batch_size, seq_len+1], ...} from example `start` on.
 
     examples: from tokens int32 [n, seq_len+1] and id int64 [n] of some rows to the arrays [n, ...] of a batch; runs in
         the reading threads, must keep shapes, and must draw randomness from `id` only. "id" itself stays on the host.
+    extra_rows: 1 gives `examples` "other" too, int32 [n, seq_len+1]: for each row one of its source from elsewhere.
     prefetch: host batches read ahead of the two that are on the devices.
     """
     if batch_size < 1 or start < 0:
         raise UserError(f"loader: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")
-    return Loader(stream, HostRows(sharding, batch_size), start=start, examples=examples, prefetch=prefetch)
+    host = HostRows(sharding, batch_size)
+    return Loader(stream, host, start=start, examples=examples, prefetch=prefetch, extra_rows=extra_rows)
 
 
 def eval_batches(
@@ -218,19 +265,21 @@ def eval_batches(
     batch_size: int,
     sharding: jax.sharding.NamedSharding,
     examples: Examples = identity,
+    extra_rows: int = 0,
     max_batches: int | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
     """The store in order, {"tokens": int32 [batch_size, seq_len+1]}: each token but the first is a target once.
 
     Rows overlap by one token. The end of the last row and the rows after it are `PAD_ID`, which a loss must skip. An
-    `examples` sees the number of the row as its id.
+    `examples` sees the number of the row as its id. extra_rows: as in `make_loader`; "other" is padding where the store
+    is a single row, and for the rows after the last.
     """
+    _check_extra(extra_rows)
     host = HostRows(sharding, batch_size)
     n_windows = -(-(store.n_tokens - 1) // seq_len)
     n_batches = -(-n_windows // batch_size)
 
-    def read(step):
-        ids = host.rows + step * batch_size
+    def windows(ids):
         tokens = np.full((len(ids), seq_len + 1), PAD_ID, np.int32)
         starts = ids * seq_len
         whole = np.flatnonzero(starts + seq_len < store.n_tokens)
@@ -238,7 +287,16 @@ def eval_batches(
         for row in np.flatnonzero((starts + seq_len >= store.n_tokens) & (starts + 1 < store.n_tokens)):
             rest = store.read(int(starts[row]), store.n_tokens)
             tokens[row, : len(rest)] = rest
-        batch = examples({"tokens": tokens, "id": ids})
+        return tokens
+
+    def read(step):
+        ids = host.rows + step * batch_size
+        batch = {"tokens": windows(ids), "id": ids}
+        if extra_rows:
+            after = ids + n_windows  # of the last row: padding
+            here = (ids < n_windows) & (n_windows > 1)
+            batch["other"] = windows(np.where(here, _another(ids, max(n_windows, 2), ids), after))
+        batch = examples(batch)
         return host.put({name: x for name, x in batch.items() if name != "id"})
 
     for step in range(n_batches if max_batches is None else min(n_batches, max_batches)):

@@ -2,11 +2,13 @@
 
     <path>/tokenizer.model tokenizer.json      the vocabulary and the settings it was learnt with
     <path>/<source>/{train,validation}/        a `Store` each
+    <path>/<source>/report.json                what became of everything that was read
     <path>/<source>/work/                      scans and receipts of an unfinished run
     <path>/raw/<source>/                       what a source had to download or build
 
-Two passes over the text, and memory for 8 bytes a document: the first pass hashes documents, so that duplicates and the
-split are settled before any shard is written, and shards can be written in parallel and in any order.
+Two passes over the text, and memory for some 50 bytes a document (`lm.data.dedup` says what near-duplicates add): the
+first pass filters and hashes documents, so that duplicates and the split are settled before any shard is written, and
+shards can be written in parallel and in any order.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,10 +31,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lm.data.sources import Part, Source, stretch_bytes
+from lm.data.dedup import NearDuplicates
+from lm.data.exclude import Exclude, ExcludeDocuments
+from lm.data.filters import Filter
+from lm.data.overlap import Evaluation, Overlap, OverlapIndex, read_evaluation
+from lm.data.report import lines, report_of, write_report
+from lm.data.schedule import Phase, as_phases, mean_weight
+from lm.data.select import Near, Selection, drop_near_duplicates, signatures_path
+from lm.data.sources import MAX_DOCUMENT_BYTES, Part, Source, stretch_bytes
 from lm.data.store import VERSION, Store, StoreMeta, docs_name, dtype_for, tokens_name, write_atomic, write_meta
 from lm.data.tokenizer import SentencePiece, Tokenizer
-from lm.data.work import DROP, SPLITS, TRAIN, VALIDATION, Reading, ScanJob, TokenizeJob, in_validation, run_jobs
+from lm.data.work import SPLITS, Reading, ScanJob, TokenizeJob, run_jobs
 from lm.errors import UserError
 
 Log = Callable[[str], None]
@@ -42,20 +52,39 @@ class Data:
     """What a run trains on.
 
     path: folder of the prepared corpus, on a local disk. sources: by name, which is also their folder. tokenizer: how
-    to train one, or the path of a .model. weights: share of examples by source; None: as their tokens. batch_size:
+    to train one, or the path of a .model. weights: shares by source, for the whole run or in phases;
+    None: all epochs end together. weigh: shares of examples, or of tokens, which differs where packed rows are not
+    full. plan: rows are windows of the text, or whole documents by best fit (`lm.data.pack`). epochs: how often a
+    source may be read; none for it: without limit. when_exhausted: a run that needs more is refused, or other sources
+    take over while there are any. exclude: documents and examples to leave out (`lm.data.exclude`). batch_size:
     global, in sequences. validation_fraction: share of documents, chosen by hash of their content; 0: none.
     invalid_utf8: bytes that are no UTF-8 become U+FFFD and their documents are counted, or are refused. seed: of the
     order only. workers: processes of `prepare`; None: one per CPU.
+
+    on_error: a line that is no JSON, a missing field, a file that breaks off, a document above max_document_bytes, and
+    UTF-8 that is refused, stop `prepare`; or they are left out and counted in the report. filters: in order, on each
+    document. near_duplicates: of what is left, all but the first go. overlap: documents that hold text of evaluations
+    are counted, or go.
     """
 
     path: str
     sources: dict[str, Source]
     tokenizer: SentencePiece | str
-    weights: dict[str, float] | None = None
+    weights: dict[str, float] | tuple[Phase, ...] | None = None
+    weigh: Literal["examples", "tokens"] = "examples"
+    plan: Literal["windows", "best_fit"] = "windows"
+    epochs: dict[str, float] | None = None
+    when_exhausted: Literal["refuse", "hand_over"] = "refuse"
+    exclude: tuple[Exclude, ...] = ()
     seq_len: int
     batch_size: int
     validation_fraction: float = 0.01
     invalid_utf8: Literal["replace", "error"] = "replace"
+    on_error: Literal["refuse", "skip"] = "refuse"
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    filters: tuple[Filter, ...] = ()
+    near_duplicates: NearDuplicates | None = None
+    overlap: Overlap | None = None
     seed: int = 0
     workers: int | None = None
 
@@ -72,10 +101,23 @@ class Data:
                 raise UserError(f"data.sources: expected names fit for a folder, got {name!r}; rename it")
             if not isinstance(source, Source):
                 raise UserError(f"data.sources[{name!r}]: expected a Source, got {source!r}")
-        if self.weights is not None and set(self.weights) != set(self.sources):
-            raise UserError(
-                f"data.weights: expected one for each of {sorted(self.sources)}, got {sorted(self.weights)}"
-            )
+        if self.weights is not None:
+            as_phases(self.weights, self.sources, "data.weights")
+        for name, epochs in (self.epochs or {}).items():
+            if name not in self.sources or not 0 < epochs < math.inf:
+                raise UserError(
+                    f"data.epochs: expected positive numbers for some of {sorted(self.sources)}, got {name!r}: {epochs}"
+                )
+        for e in self.exclude:
+            if isinstance(e, ExcludeDocuments) and e.source not in self.sources:
+                raise UserError(f"data.exclude: expected a source of {sorted(self.sources)}, got {e.source!r}")
+        for name, known in (
+            ("weigh", ("examples", "tokens")),
+            ("plan", ("windows", "best_fit")),
+            ("when_exhausted", ("refuse", "hand_over")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"data.{name}: expected one of {known}, got {getattr(self, name)!r}")
         for name, value in (("seq_len", self.seq_len), ("batch_size", self.batch_size), ("workers", self.workers or 1)):
             if value < 1:
                 raise UserError(f"data.{name}: expected at least 1, got {value}")
@@ -83,6 +125,13 @@ class Data:
             raise UserError(f"data.validation_fraction: expected 0 <= x < 1, got {self.validation_fraction}")
         if self.invalid_utf8 not in ("replace", "error"):
             raise UserError(f"data.invalid_utf8: expected 'replace' or 'error', got {self.invalid_utf8!r}")
+        if self.on_error not in ("refuse", "skip"):
+            raise UserError(f"data.on_error: expected 'refuse' or 'skip', got {self.on_error!r}")
+        if self.max_document_bytes < 1:
+            raise UserError(f"data.max_document_bytes: expected at least 1, got {self.max_document_bytes}")
+        for f in self.filters:
+            if not isinstance(f, Filter):
+                raise UserError(f"data.filters: expected Filters, got {f!r}; write e.g. (Length(min_chars=200),)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,22 +191,64 @@ def _prepare(data: Data, names: list[str], progress: _Progress, log: Log) -> Non
     shards: dict[str, list[tuple[Part, ...]]] = {}
     for name in names:
         log(f"{name}: finding raw text of {type(data.sources[name]).__name__}")
+        data.sources[name].fetch(path / "raw" / name, log)
         shards[name] = _shards(data.sources[name].parts(path / "raw" / name))
-    scans = _scan_jobs(data, shards)
+    evaluations, index = _read_evaluations(data, log)
+    scans = _scan_jobs(data, shards, index)
     workers = data.workers or os.cpu_count() or 1
+    resumed = any(j.done() for jobs in scans.values() for j in jobs)
     with progress("reading", sum(j.n_bytes for jobs in scans.values() for j in jobs)) as tick:
         run_jobs([j for jobs in scans.values() for j in jobs], workers, tick)
-    labels = {name: _label(data, name, jobs, log) for name, jobs in scans.items()}
+    selections = {name: Selection(name, jobs, data.validation_fraction) for name, jobs in scans.items()}
+    near = _drop_near_duplicates(data, selections, log)
+    reports = {}
+    for name, selection in selections.items():
+        reports[name] = report_of(selection, near, data.overlap, evaluations)
+        write_report(path / name, reports[name])
+        for line in lines(selection, reports[name]):
+            log(line)
+    for selection in selections.values():
+        _check_left(data, selection)
 
     if not have_tokenizer:
         _make_tokenizer(data, scans, log)
     tokenizer = Tokenizer.load(path / "tokenizer.model")
-    jobs = {name: _tokenize_jobs(data, name, scans[name], labels[name][0], tokenizer) for name in names}
+    jobs = {name: _tokenize_jobs(data, name, scans[name], selections[name].by_shard(), tokenizer) for name in names}
     with progress("tokenising", sum(j.n_bytes for named in jobs.values() for j in named)) as tick:
         run_jobs([j for named in jobs.values() for j in named], workers, tick)
     for name in names:
-        _finish(data, name, jobs[name], *labels[name][1:], tokenizer, log)
-    log(f"{path}: prepared in {time.monotonic() - began:.0f} s")
+        _finish(data, name, jobs[name], selections[name], tokenizer, log)
+    if index is not None:
+        index.unlink()
+    seconds, n_bytes = time.monotonic() - began, sum(r["text_bytes"] for r in reports.values())
+    rate = "" if resumed else f", {n_bytes / 1e6:.1f} MB of text at {n_bytes / 1e6 / seconds:.1f} MB/s"
+    log(f"{path}: prepared in {seconds:.0f} s{rate}")
+
+
+def _read_evaluations(data: Data, log: Log) -> tuple[dict[str, Evaluation], Path | None]:
+    """The evaluations to look for, and the file of their n-grams for the workers."""
+    if data.overlap is None:
+        return {}, None
+    raw = Path(data.path, "raw")
+    found = {}
+    for name, source in data.overlap.files.items():
+        cache = raw / f"overlap:{name}"  # no source can be called that
+        source.fetch(cache, log)
+        found[name] = read_evaluation(name, source, data.overlap.ngram, cache)
+        log(f"overlap: {name}: {len(found[name].grams)} n-grams of {found[name].n_documents} documents")
+    grams = hashlib.sha256(b"".join(hashlib.sha256(e.grams.tobytes()).digest() for e in found.values())).hexdigest()
+    index = raw / f"overlap:index-{grams[:16]}.npz"
+    raw.mkdir(parents=True, exist_ok=True)
+    OverlapIndex.of(found, data.overlap.ngram).save(index)
+    return found, index
+
+
+def _drop_near_duplicates(data: Data, selections: dict[str, Selection], log: Log) -> Near | None:
+    if data.near_duplicates is None:
+        return None
+    n = sum(s.n_kept for s in selections.values())
+    log(f"near-duplicates: comparing {n} documents, {n * data.near_duplicates.size * 4 / 1e6:.0f} MB of signatures")
+    return drop_near_duplicates(selections, list(data.sources), Path(data.path), data.near_duplicates)
 
 
 def _shards(parts: list[Part]) -> list[tuple[Part, ...]]:
@@ -171,10 +262,13 @@ def _shards(parts: list[Part]) -> list[tuple[Part, ...]]:
     return [tuple(s) for s in shards]
 
 
-def _scan_jobs(data: Data, shards: dict[str, list[tuple[Part, ...]]]) -> dict[str, list[ScanJob]]:
+def _scan_jobs(data: Data, shards: dict[str, list[tuple[Part, ...]]], index: Path | None) -> dict[str, list[ScanJob]]:
     sample_bytes = data.tokenizer.train_bytes if isinstance(data.tokenizer, SentencePiece) else 0
     size = {name: sum(p.n_bytes for parts in named for p in parts) for name, named in shards.items()}
-    share = {n: data.weights[n] for n in shards} if data.weights else size
+    share: dict[str, float] = {**size}
+    if data.weights:
+        phases = as_phases(data.weights, data.sources)
+        share = {n: mean_weight(phases, n) for n in shards}
     jobs: dict[str, list[ScanJob]] = {}
     for name, named in shards.items():
         work = Path(data.path, name, "work")
@@ -183,10 +277,21 @@ def _scan_jobs(data: Data, shards: dict[str, list[tuple[Part, ...]]]) -> dict[st
         jobs[name] = []
         for i, parts in enumerate(named):
             sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))
-            key = _digest([VERSION, _made_from(data, name), _raw(data.sources[name]), parts, sample])
+            evaluations = None if index is None else index.name
+            key = _digest([VERSION, _made_from(data, name), _raw(data, name), evaluations, parts, sample])
             jobs[name].append(
                 ScanJob(
-                    reading=Reading(source=data.sources[name], parts=parts, invalid_utf8=data.invalid_utf8),
+                    reading=Reading(
+                        source=data.sources[name],
+                        parts=parts,
+                        invalid_utf8=data.invalid_utf8,
+                        on_error=data.on_error,
+                        max_document_bytes=data.max_document_bytes,
+                        filters=data.filters,
+                    ),
+                    near=data.near_duplicates,
+                    overlap=index,
+                    remove_overlap=data.overlap is not None and data.overlap.remove,
                     sample_bytes=sample,
                     validation_fraction=data.validation_fraction,
                     out=work / f"scan-{i:05d}-{key[:12]}.npz",
@@ -195,36 +300,21 @@ def _scan_jobs(data: Data, shards: dict[str, list[tuple[Part, ...]]]) -> dict[st
     return jobs
 
 
-def _label(data: Data, name: str, jobs: list[ScanJob], log: Log) -> tuple[list[np.ndarray], dict[str, int], str]:
-    """Labels of the documents of each shard, the counts for the meta, and the fingerprint of the corpus."""
-    scans = [j.result()[:3] for j in jobs]
-    hashes = np.concatenate([s[0] for s in scans])
-    labels = np.where(in_validation(hashes, data.validation_fraction), VALIDATION, TRAIN).astype(np.uint8)
-    empty = np.concatenate([s[1] for s in scans])
-    labels[empty] = DROP
-    first = np.zeros(len(hashes), bool)
-    first[np.unique(hashes, return_index=True)[1]] = True
-    labels[~first] = DROP
-    counts = {
-        "documents": len(hashes),
-        "empty": int(empty.sum()),
-        "duplicates": int((~first & ~empty).sum()),
-        "invalid_utf8": sum(s[2] for s in scans),
-    }
-    log(f"{name}: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in counts.items()))
-    n = int((labels != DROP).sum())
+def _check_left(data: Data, selection: Selection) -> None:
+    name, n, left_out = selection.name, selection.n_kept, selection.left_out()
     if n == 0:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        only_empty = not left_out.keys() - {"empty", "duplicates"}
         raise UserError(
-            f"data.sources[{name!r}]: expected text, got {len(hashes)} documents, all empty; check the source"
+            f"data.sources[{name!r}]: expected text, got {len(selection.labels)} documents, "
+            + ("all empty; check the source" if only_empty else f"none left: {why}; see {data.path}/{name}/report.json")
         )
     for split, label in SPLITS.items():
-        if split in _splits(data) and not (labels == label).any():
+        if split in _splits(data) and not (selection.labels == label).any():
             raise UserError(
                 f"data.sources[{name!r}]: expected documents in {split}, got none: all of {n} fell elsewhere with "
                 f"validation_fraction={data.validation_fraction}; change it, or cut the text into more documents"
             )
-    sizes = np.cumsum([len(s[0]) for s in scans])[:-1]
-    return np.split(labels, sizes), counts, hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()
 
 
 def _make_tokenizer(data: Data, scans: dict[str, list[ScanJob]], log: Log) -> None:
@@ -266,12 +356,12 @@ def _finish(
     data: Data,
     name: str,
     jobs: list[TokenizeJob],
-    counts: dict[str, int],
-    corpus: str,
+    selection: Selection,
     tokenizer: Tokenizer,
     log: Log,
 ) -> None:
-    results = [j.result() for j in jobs]
+    results, counts = [j.result() for j in jobs], selection.counts()
+    corpus = hashlib.sha256(selection.hashes.astype("<u8").tobytes()).hexdigest()
     folder = Path(data.path, name)
     for split in reversed(_splits(data)):
         shards = tuple(r[split] for r in results)
@@ -282,7 +372,7 @@ def _finish(
                 tokenizer=tokenizer.fingerprint,
                 corpus=corpus,
                 made_from=_made_from(data, name),
-                raw=_raw(data.sources[name]),
+                raw=_raw(data, name),
                 counts=counts,
                 shards=shards,
             ),
@@ -304,19 +394,43 @@ def _splits(data: Data) -> list[str]:
 
 
 def _made_from(data: Data, name: str) -> dict[str, Any]:
-    source = data.sources[name]
-    fields = {"type": type(source).__name__} | dataclasses.asdict(source)
-    settings = {"source": fields, "validation_fraction": data.validation_fraction, "invalid_utf8": data.invalid_utf8}
+    """The settings that decide what is in a store. One that is not set is None, which an older store need not have."""
+    settings = {
+        "source": _described(data.sources[name]),
+        "validation_fraction": data.validation_fraction,
+        "invalid_utf8": data.invalid_utf8,
+        "skip_errors": {"max_document_bytes": data.max_document_bytes} if data.on_error == "skip" else None,
+        "filters": [_described(f) for f in data.filters] or None,
+        "near_duplicates": data.near_duplicates and _described(data.near_duplicates),
+        "overlap": data.overlap and _described(data.overlap),
+    }
     return json.loads(json.dumps(settings))
+
+
+def _described(value: Any) -> Any:
+    """A dataclass as a dict with the name of its class, and of the classes inside."""
+    if isinstance(value, dict):
+        return {k: _described(v) for k, v in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {"type": type(value).__name__} | {
+        f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)
+    }
 
 
 def _tokenizer_made_from(data: Data) -> dict[str, Any]:
     return dataclasses.asdict(data.tokenizer) if isinstance(data.tokenizer, SentencePiece) else {"path": data.tokenizer}
 
 
-def _raw(source: Source) -> str | None:
-    identity = source.identity()
-    return None if identity is None else _digest(identity)
+def _raw(data: Data, name: str) -> str | None:
+    """Of the raw files and those that filters read; None when that cannot be told or some are not here."""
+    identity = data.sources[name].identity()
+    paths = [Path(p) for f in data.filters for p in f.files()]
+    if identity is None or not all(p.is_file() for p in paths):
+        return None
+    if not paths:
+        return _digest(identity)
+    return _digest([identity, [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]])
 
 
 def _digest(value: Any) -> str:
@@ -354,7 +468,7 @@ def _check_store(data: Data, name: str, store: Store, tokenizer: Tokenizer) -> N
 
 def _check_raw(data: Data, name: str) -> None:
     folder = Path(data.path, name, "train")
-    raw = _raw(data.sources[name])
+    raw = _raw(data, name)
     if raw is not None and raw != (made_from := Store(folder).meta.raw):
         raise UserError(
             f"{folder}: expected raw files {str(made_from)[:12]} of data.sources[{name!r}], got {raw[:12]}: a file was "
@@ -382,6 +496,10 @@ def _remove(data: Data) -> None:
         for folder in (*SPLITS, "work"):
             shutil.rmtree(path / name / folder, ignore_errors=True)
         shutil.rmtree(path / "raw" / name, ignore_errors=True)
+        for file in (path / name / "report.json", signatures_path(path / name)):
+            file.unlink(missing_ok=True)
+    for name in data.overlap.files if data.overlap else ():
+        shutil.rmtree(path / "raw" / f"overlap:{name}", ignore_errors=True)
 
 
 @contextlib.contextmanager

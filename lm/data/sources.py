@@ -6,20 +6,32 @@ order that never depends on how many processes there are. Decoding, deduplicatio
 
 from __future__ import annotations
 
-import glob
-import gzip
+import functools
 import itertools
 import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from lm.data.files import (
+    COMPRESSED,
+    UNREADABLE,
+    chunks,
+    find,
+    is_remote,
+    open_raw,
+    read_line,
+    skip_line,
+    stage,
+    unreadable,
+)
 from lm.data.records import bytes_feature, read_records
+from lm.data.templates import Missing, Template, one_field, parse_template
 from lm.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 64 << 20  # SentencePiece needs some 20 bytes for each of a text
 
 
 def stretch_bytes(total: int) -> int:
@@ -44,9 +56,21 @@ class Document(NamedTuple):
     raw: bytes
 
 
+class Problem(NamedTuple):
+    """What stands where a document should be. reason: a word to count it under. message: of the UserError it is when
+    problems are refused; it begins with the file and place."""
+
+    reason: str
+    message: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Base of all sources."""
+    """Base of all sources. A new one has `parts` and `read`; with `entries` in place of `read` it can also be read past
+    what is wrong in it."""
+
+    def fetch(self, cache: Path, log: Callable[[str], None]) -> None:
+        """Brings raw data that is far away into `cache`, where `parts` finds it; what is there already is kept."""
 
     def parts(self, cache: Path) -> list[Part]:
         """All there is to read, in order, in stretches of about `stretch_bytes` where the format can be cut.
@@ -59,25 +83,46 @@ class Source:
         """The documents of a part, in order, one at a time. UserError with file and line for what cannot be read."""
         raise NotImplementedError
 
+    def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
+        """As `read`, with a Problem in the place of each document that cannot be read. max_bytes: of a document, or of
+        the line that holds it; a longer one is a Problem too, and is not held in memory where the format allows."""
+        for document in self.read(part):
+            yield document if len(document.raw) <= max_bytes else _too_long(f"{part.path}: {document.place}", max_bytes)
+
     def identity(self) -> list | None:
         """What changes when the raw data does, or None if that cannot be told cheaply or the raw data is not here."""
         return None
 
 
+class Checked(Source):
+    """Base of the sources that define `entries`: `read` refuses the first problem."""
+
+    def read(self, part: Part) -> Iterator[Document]:
+        for entry in self.entries(part, MAX_DOCUMENT_BYTES):
+            if isinstance(entry, Problem):
+                raise UserError(entry.message)
+            yield entry
+
+    def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Files(Source):
-    """glob: pattern of files, `**` included, read in the order of their names; gunzipped where they end in .gz."""
+class Files(Checked):
+    """glob: pattern of files, `**` included, read in the order of their names; unpacked where they end in .gz or .zst
+    (the extra `arrow`). One with a scheme (`gs://bucket/x/*.gz`, without `**`) is copied to the corpus folder first."""
 
     glob: str
 
-    def _paths(self) -> list[Path]:
-        return sorted(p for p in map(Path, glob.glob(self.glob, recursive=True)) if p.is_file())
+    def fetch(self, cache: Path, log: Callable[[str], None]) -> None:
+        if is_remote(self.glob):
+            stage(self.glob, cache, log)
 
     def identity(self) -> list | None:
-        return [[str(p), s.st_size, s.st_mtime_ns] for p in self._paths() for s in [p.stat()]] or None
+        return [[str(p), s.st_size, s.st_mtime_ns] for p in find(self.glob, None) for s in [p.stat()]] or None
 
     def parts(self, cache: Path) -> list[Part]:
-        paths = self._paths()
+        paths = find(self.glob, cache)
         if not paths:
             raise UserError(f"{self.glob}: expected files, got no match in {Path.cwd()}; check the glob")
         sizes = [path.stat().st_size for path in paths]
@@ -89,7 +134,7 @@ class _Files(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(_Files):
+class Text(Files):
     """Text files. separator: what stands between the documents of a file; None: a file is one document. A document has
     to fit in memory."""
 
@@ -99,117 +144,167 @@ class Text(_Files):
         if self.separator == "":
             raise UserError("separator: expected None or some characters, got ''; None makes each file one document")
 
-    def read(self, part: Part) -> Iterator[Document]:
-        with _open(part.path) as f:
-            if self.separator is None:
-                yield Document("document 1", b"".join(_chunks(f, part.path)))
-                return
-            separator, rest, n = self.separator.encode(), b"", 0
-            for chunk in _chunks(f, part.path):
-                *whole, rest = (rest + chunk).split(separator)
-                for raw in whole:
-                    n += 1
-                    yield Document(f"document {n}", raw)
-            yield Document(f"document {n + 1}", rest)
+    def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
+        n, held, long = 1, bytearray(), False
+
+        def finish(end: int | None = None) -> Document | Problem:
+            if long or len(held[:end]) > max_bytes:
+                return _too_long(f"{part.path}: document {n}", max_bytes)
+            return Document(f"document {n}", bytes(held[:end]))
+
+        separator = None if self.separator is None else self.separator.encode()
+        try:
+            with open_raw(part.path) as f:
+                for chunk in chunks(f, CHUNK_BYTES):
+                    held += chunk
+                    while separator is not None and (end := held.find(separator)) >= 0:
+                        yield finish(end)
+                        del held[: end + len(separator)]
+                        n, long = n + 1, False
+                    if len(held) > max_bytes + len(separator or b""):
+                        long = True
+                        del held[: len(held) - len(separator or b"")]  # a separator may have begun
+                yield finish()
+        except UNREADABLE as e:
+            yield Problem("unreadable", unreadable(part.path, e))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl(_Files):
-    """JSON objects, one a line; blank lines are skipped. field: the name of the text in each."""
+class Fielded:
+    """field: the name of the text in each record, `outer.inner` for a nested one. template: the text made of several
+    fields in place of it, `"{question}\\n{answer}"`."""
 
     field: str = "text"
+    template: str | None = None
+
+    def __post_init__(self):
+        self._template()
+
+    def _template(self) -> Template:
+        return one_field(self.field) if self.template is None else parse_template(self.template, type(self).__name__)
+
+    def _entry(self, record: dict, place: str, at: Callable[[], str], max_bytes: int) -> Document | Problem:
+        """at: the place with its file, asked for where there is a problem."""
+        text = self._template().fill(record)
+        if isinstance(text, Missing):
+            way_out = f"set {type(self).__name__}(field=...)" if self.template is None else "change the template"
+            return Problem(
+                "missing_field", f"{at()}: expected a string in field {text.field!r}, got {text.got}; {way_out}"
+            )
+        try:
+            raw = text.encode("utf-8", errors="surrogateescape")
+        except UnicodeEncodeError:  # an escape such as "\ud800", which is no character
+            raw = text.encode("utf-8", errors="surrogatepass")
+        return Document(place, raw) if len(raw) <= max_bytes else _too_long(at(), max_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jsonl(Fielded, Files):
+    """JSON objects, one a line; blank lines are skipped."""
 
     def _cut(self, path: Path, n_bytes: int, part_bytes: int) -> list[Part]:
-        if path.suffix == ".gz" or n_bytes <= part_bytes:
+        if path.suffix in COMPRESSED or n_bytes <= part_bytes:
             return super()._cut(path, n_bytes, part_bytes)
         cuts = [0]
         with open(path, "rb") as f:
             while cuts[-1] < n_bytes:
                 f.seek(min(cuts[-1] + part_bytes, n_bytes) - 1)
-                f.readline()
+                skip_line(f)
                 cuts.append(f.tell())
         return [Part(str(path), start, stop, stop - start) for start, stop in itertools.pairwise(cuts)]
 
-    def read(self, part: Part) -> Iterator[Document]:
-        with _open(part.path) as f:
-            f.seek(part.start)
-            at, n = part.start, 0
-            while part.stop < 0 or at < part.stop:
-                try:
-                    line = f.readline()
-                except (OSError, EOFError, zlib.error) as e:
-                    raise _unreadable(part.path, e) from None
-                if not line:
-                    return
-                at, n = at + len(line), n + 1
-                if not line.isspace():
-                    yield self._document(part, n, line)
+    def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
+        at, n = part.start, 0
+        try:
+            with open_raw(part.path) as f:
+                if at:
+                    f.seek(at)
+                while part.stop < 0 or at < part.stop:
+                    line, size = read_line(f, max_bytes)
+                    if not size:
+                        return
+                    at, n = at + size, n + 1
+                    if not line:
+                        yield _too_long(_place(part, n), max_bytes)
+                    elif not line.isspace():
+                        yield self._line(part, n, line, max_bytes)
+        except UNREADABLE as e:
+            yield Problem("unreadable", unreadable(part.path, e))
 
-    def _document(self, part: Part, n: int, line: bytes) -> Document:
+    def _line(self, part: Part, n: int, line: bytes, max_bytes: int) -> Document | Problem:
         # Invalid UTF-8 passes through as escapes: what to do about it is not this class's to say.
         try:
             record = json.loads(line.decode("utf-8", errors="surrogateescape"))
-        except ValueError as e:
-            raise UserError(f"{self._place(part, n)}: expected one JSON object on the line, got {e}; mend it") from None
-        if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
-            got = sorted(record) if isinstance(record, dict) else type(record).__name__
-            if isinstance(record, dict) and self.field in record:
-                got = f"a {type(record[self.field]).__name__} in it"
-            raise UserError(
-                f"{self._place(part, n)}: expected a string in field {self.field!r}, got {got}; set Jsonl(field=...)"
-            )
-        text = record[self.field]
-        try:
-            return Document(f"line {n}", text.encode("utf-8", errors="surrogateescape"))
-        except UnicodeEncodeError:  # an escape such as "\ud800", which is no character
-            return Document(f"line {n}", text.encode("utf-8", errors="surrogatepass"))
-
-    def _place(self, part: Part, n: int) -> str:
-        if part.start:
-            with open(part.path, "rb") as f:
-                while f.tell() < part.start:
-                    n += f.read(min(CHUNK_BYTES, part.start - f.tell())).count(b"\n")
-        return f"{part.path}:{n}"
+        except (ValueError, RecursionError) as e:
+            return Problem("bad_json", f"{_place(part, n)}: expected one JSON object on the line, got {e}; mend it")
+        if not isinstance(record, dict):
+            at = f"{_place(part, n)}: expected a string in field {self._template().fields[0]!r}"
+            return Problem("bad_json", f"{at}, got {type(record).__name__}; set Jsonl(field=...)")
+        return self._entry(record, f"line {n}", lambda: _place(part, n), max_bytes)
 
 
-class _Records(Source):
+def _place(part: Part, n: int) -> str:
+    """file:line of line n of a part."""
+    return f"{part.path}:{n + _lines_before(part.path, part.start)}"
+
+
+@functools.lru_cache(maxsize=4)
+def _lines_before(path: str, offset: int) -> int:
+    n = 0
+    with open(path, "rb") as f:
+        while f.tell() < offset:
+            n += f.read(min(CHUNK_BYTES, offset - f.tell())).count(b"\n")
+    return n
+
+
+def _too_long(at: str, max_bytes: int) -> Problem:
+    got = f"{at}: expected a document of at most {max_bytes} bytes, got a longer one; cut it, raise"
+    return Problem("too_long", f"{got} data.max_document_bytes, or set data.on_error='skip'")
+
+
+class _Records(Checked):
     """Reads text features of TFRecord files, whoever wrote them. Units of a part: records."""
 
-    def _feature(self) -> str:
-        raise NotImplementedError
+    def _template(self) -> Template:
+        return one_field("text")
 
-    def read(self, part: Part) -> Iterator[Document]:
-        name = self._feature()
+    def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
+        template = self._template()
         for i, record in enumerate(read_records(part.path, part.start, part.stop), part.start):
-            raw = bytes_feature(record, name)
-            if raw is None:
-                raise UserError(
-                    f"{part.path}: record {i}: expected bytes in feature {name!r}, got none; build it again"
-                )
-            yield Document(f"record {i}", raw)
+            features = {field: bytes_feature(record, field.replace(".", "/")) for field in template.fields}
+            lacking = [field for field, raw in features.items() if raw is None]
+            if lacking:
+                what = f"{part.path}: record {i}: expected bytes in feature {lacking[0]!r}, got none; build it again"
+                yield Problem("missing_field", what)
+                continue
+            if len(features) == 1 and len(template.pieces) == 1:
+                raw = features[template.fields[0]] or b""
+            else:
+                raw = str(template.fill(features)).encode("utf-8", errors="surrogateescape")
+            yield (
+                Document(f"record {i}", raw)
+                if len(raw) <= max_bytes
+                else _too_long(f"{part.path}: record {i}", max_bytes)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tfds(_Records):
+class Tfds(Fielded, _Records):
     """A TensorFlow dataset by name, downloaded and built if it is not there.
 
-    split: with slicing, "train[:10%]". field: the text feature; a nested one as "answer/text". data_dir: None is TFDS's
-    own, ~/tensorflow_datasets.
+    split: with slicing, "train[:10%]". field, template: text features; a nested one as "answer/text". data_dir: None is
+    TFDS's own, ~/tensorflow_datasets.
     """
 
     name: str
     split: str = "train"
-    field: str = "text"
     data_dir: str | None = None
-
-    def _feature(self) -> str:
-        return self.field
 
     def parts(self, cache: Path) -> list[Part]:
         from lm.data import corpus
 
         builder = corpus.find(self.name, self.data_dir)
-        return corpus.record_parts(builder, self.split, self.field)
+        return corpus.record_parts(builder, self.split, *self._template().fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +313,6 @@ class Stdlib(_Records):
     always there. Differs between Python versions. include_tests: also its test suites, where installed (+19 MB)."""
 
     include_tests: bool = False
-
-    def _feature(self) -> str:
-        return "text"
 
     def parts(self, cache: Path) -> list[Part]:
         from lm.data import corpus
@@ -238,30 +330,8 @@ class Docstrings(_Records):
 
     packages: tuple[str, ...] = ()
 
-    def _feature(self) -> str:
-        return "text"
-
     def parts(self, cache: Path) -> list[Part]:
         from lm.data import corpus
 
         builder = corpus.build(corpus.DocstringsConfig.of(self.packages), cache)
         return corpus.record_parts(builder, "train", "text")
-
-
-def _open(path: str):
-    try:
-        return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-    except OSError as e:
-        raise _unreadable(path, e) from None
-
-
-def _chunks(f, path):
-    try:
-        while chunk := f.read(CHUNK_BYTES):
-            yield chunk
-    except (OSError, EOFError, zlib.error) as e:
-        raise _unreadable(path, e) from None
-
-
-def _unreadable(path, e):
-    return UserError(f"{path}: expected a whole {'gzip ' if path.endswith('.gz') else ''}file, got {e}; fetch it again")

@@ -188,6 +188,22 @@ class Store:
                 self._read_across(int(ordered[i]), out[rows[i]])
             at = next_at
 
+    def read_pieces(self, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray, at: np.ndarray) -> None:
+        """starts, lengths, at int64 [n]: fills out int32 [m] from each `at` on with the tokens from each start on."""
+        shards = np.searchsorted(self._token_base, starts, "right") - 1
+        within = starts - self._token_base[shards]
+        for shard, start, n, to in zip(shards.tolist(), within.tolist(), lengths.tolist(), at.tolist(), strict=True):
+            part = self._tokens[shard][start : start + n]
+            if len(part) == n:
+                out[to : to + n] = part
+            else:
+                self._read_across(int(self._token_base[shard]) + start, out[to : to + n])
+
+    def document_starts(self) -> np.ndarray:
+        """int64 [n_documents + 1]: token offset of the first token of each document, then the end. Reads them all."""
+        parts = [d[:-1].astype(np.int64) + base for d, base in zip(self._docs, self._token_base, strict=False)]
+        return np.concatenate([*parts, np.array([self.n_tokens], np.int64)])
+
     def document_at(self, offset: int) -> int:
         """Number of the document that holds a token offset; the opening eos counts to the first document."""
         offset = max(offset, 1)

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lm.data.index import VERSION, Mixture, epoch_key, permute
+from lm.data import pack
+from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples, Holes, Skips
+from lm.data.index import epoch_key, order_version, permute
+from lm.data.pack import Packing
+from lm.data.rows import Piece, Windows, pieces_of
+from lm.data.schedule import Schedule, Weights, as_phases
 from lm.data.store import Store
+from lm.data.tokenizer import PAD_ID
 from lm.errors import UserError
 
 
 class Plan(NamedTuple):
-    """Where rows come from: source number, epoch and window of each, int64 [n]."""
+    """Where rows come from: example in the order (the id and what is passed over before it), source number, epoch and
+    row of the source, int64 [n]."""
 
+    example: np.ndarray
     source: np.ndarray
     epoch: np.ndarray
     window: np.ndarray
 
 
-class Piece(NamedTuple):
-    """A run of one document in a row: its tokens offset to offset+length-1, its eos included."""
-
-    document: int
-    offset: int
-    length: int
-
-
 class Row(NamedTuple):
-    """Provenance of one example."""
+    """Provenance of one example. id: as it is read; example: its number in the order, which `ExcludeExamples` names and
+    randomness is drawn from; window: row of its source."""
 
     id: int
+    example: int
     source: str
     epoch: int
     window: int
@@ -39,69 +43,132 @@ class Row(NamedTuple):
 
 
 class Stream:
-    """Rows of `seq_len + 1` tokens, by example id. Row w of a source starts at token `w * seq_len`: neighbours share
-    one token, so that each is a target once. Each source is shuffled anew every epoch, and sources are mixed by
-    `weights` (None: by their tokens). Ids have no end."""
+    """Rows of `seq_len + 1` tokens, by example id. Each source is shuffled anew every epoch. Ids have no end.
 
-    def __init__(self, stores: Mapping[str, Store], *, weights: Mapping[str, float] | None, seq_len: int, seed: int):
+    weights: of the mixture, by source or in phases; None: all epochs end together. weigh: whether weights are shares of
+        the rows or of the targets in them, which is one where rows are full.
+    plan: rows are windows of the text, or whole documents packed (`lm.data.pack`), padded with `pad_id`.
+    epochs: how often the rows of a source may be read; what comes after: see `Schedule`, and `check_epochs`.
+    exclude: see `lm.data.exclude`.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, Store],
+        *,
+        weights: Weights | None,
+        seq_len: int,
+        seed: int,
+        plan: Literal["windows", "best_fit"] = "windows",
+        weigh: Literal["examples", "tokens"] = "examples",
+        epochs: Mapping[str, float] | None = None,
+        when_exhausted: Literal["refuse", "hand_over"] = "refuse",
+        exclude: Sequence[Exclude] = (),
+        pad_id: int = PAD_ID,
+    ):
         if seq_len < 1:
             raise UserError(f"seq_len: expected at least 1, got {seq_len}")
-        if weights is not None and set(weights) != set(stores):
-            raise UserError(f"weights: expected one for each of {sorted(stores)}, got {sorted(weights)}")
-        self.seq_len, self.seed = seq_len, seed
+        self.seq_len, self.seed, self.pad_id = seq_len, seed, pad_id
         self.names = sorted(stores)
         self.stores = [stores[name] for name in self.names]
+        phases = as_phases(weights, self.names) if weights is not None else None
         tokenizers = {s.meta.tokenizer for s in self.stores}
         if len(tokenizers) > 1:
             raise UserError(f"stores: expected one tokenizer, got {len(tokenizers)}; run `lm prepare --force`")
-        self.n_windows = [(s.n_tokens - 1) // seq_len for s in self.stores]
-        for store, n in zip(self.stores, self.n_windows, strict=True):
-            if n < 1:
-                raise UserError(
-                    f"{store.path}: expected more than seq_len={seq_len} tokens, got {store.n_tokens}; lower seq_len "
-                    "or add text"
-                )
-        shares = {n: float(weights[n] if weights else s.n_tokens) for n, s in zip(self.names, self.stores, strict=True)}
-        self._mixture = Mixture(shares)
+        kind = Packing if plan == "best_fit" else Windows
+        self._rows: list[Packing | Windows] = [kind(s, seq_len) for s in self.stores]
+        self.n_rows = [r.n_rows for r in self._rows]
+        if phases is None:
+            sizes = [s.n_tokens for s in self.stores] if plan == "windows" else self.n_rows
+            phases = as_phases({n: float(size) for n, size in zip(self.names, sizes, strict=True)}, self.names)
+        elif weigh == "tokens" and plan != "windows":
+            density = {n: r.n_targets / r.n_rows for n, r in zip(self.names, self._rows, strict=True)}
+            scaled = [{n: w / density[n] for n, w in p.weights.items()} for p in phases]
+            phases = tuple(dataclasses.replace(p, weights=w) for p, w in zip(phases, scaled, strict=True))
+        self._epochs = dict(epochs or {})
+        self._hand_over = when_exhausted == "hand_over"
+        self._schedule = Schedule(self.names, phases, self._limits(), hand_over=self._hand_over)
+        self._skips = Skips(r for e in exclude if isinstance(e, ExcludeExamples) for r in e.ranges)
+        self._holes = self._excluded([e for e in exclude if isinstance(e, ExcludeDocuments)])
         self.fingerprint: dict[str, Any] = {
-            "order_version": VERSION,
+            "order_version": order_version(self.n_rows),
             "seed": seed,
             "seq_len": seq_len,
             "tokenizer": self.stores[0].meta.tokenizer,
-            "weights": shares,
+            "weights": self._weights(),
             "stores": {n: s.fingerprint for n, s in zip(self.names, self.stores, strict=True)},
         }
+        if plan != "windows":
+            self.fingerprint["plan"] = f"{plan} {pack.VERSION}"
+        if len(self._skips.ranges):
+            self.fingerprint["skipped"] = self._skips.below(None)
+        if any(self._holes):
+            named = zip(self.names, self._holes, strict=True)
+            self.fingerprint["excluded"] = {n: h.documents.tolist() for n, h in named if h}
 
-    def check(self, saved: Mapping[str, Any]) -> None:
-        """UserError when a checkpoint's fingerprint is not of this stream: going on would repeat and skip text."""
-        for name, now in self.fingerprint.items():
-            then = saved.get(name)
-            if then != now:
+    @property
+    def padding(self) -> dict[str, float]:
+        """Share of the targets of each source's rows that are padding; excluded documents are not counted."""
+        return {n: r.padding for n, r in zip(self.names, self._rows, strict=True)}
+
+    def check(self, saved: Mapping[str, Any], examples_seen: int | None = None) -> None:
+        """UserError when a checkpoint's fingerprint is not of this stream: going on would repeat and skip text.
+
+        With `examples_seen`, what has no part in those examples may differ: weights and sources of later phases, limits
+        that were not met, ranges passed over later. Which documents are excluded may differ in any case.
+        """
+        for name in {**self.fingerprint, **saved}:
+            then, now = saved.get(name), self.fingerprint.get(name)
+            if examples_seen is not None and name in ("weights", "stores", "skipped"):
+                then, now = _seen(saved, name, examples_seen), _seen(self.fingerprint, name, examples_seen)
+            if then != now and name != "excluded":
                 raise UserError(
                     f"data.{name}: expected {then!r} as when the checkpoint was written, got {now!r}; restore that "
                     "setting or corpus, or start a new run from these weights"
                 )
 
+    def exhausted(self, examples: int) -> dict[str, int]:
+        """Source -> the first example id, below `examples`, that it would need more than its epochs for."""
+        out = {name: self._skips.reads_before(at) for name, at in self._schedule.out.items()}
+        return {name: at for name, at in sorted(out.items(), key=lambda item: item[1]) if at < examples}
+
+    def check_epochs(self, *, step: int, examples_seen: int, steps: int, batch_size: int) -> None:
+        """UserError when a run at `step`, of `steps`, needs more of the sources than their epochs."""
+        out = self.exhausted(examples_seen + (steps - step) * batch_size)
+        end = self._schedule.end
+        first = min(out.values(), default=0) if end is None or not self._hand_over else self._skips.reads_before(end)
+        if not out or (self._hand_over and (end is None or first not in out.values())):
+            return
+        name = next(n for n, at in out.items() if at == first)
+        at_step = step + max(0, first - examples_seen) // batch_size
+        others = "nor has any other source more" if self._hand_over else "or set data.when_exhausted=hand_over"
+        raise UserError(
+            f"data.epochs[{name!r}]: expected text for {steps} steps, got {self._epochs[name]:g} epochs, which end in "
+            f"step {at_step + 1}; raise it, lower its weight or train.steps, {others}"
+        )
+
     def plan(self, ids: np.ndarray) -> Plan:
         """ids int64 [n] -> where each row is. Costs some 20 numpy calls per source, so ask for many at once."""
-        ids = np.asarray(ids, np.int64)
-        source, drawn = self._mixture(ids)
+        example = self._skips.example(np.asarray(ids, np.int64))
+        source, drawn = self._schedule(example)
         epoch, window = np.empty_like(drawn), np.empty_like(drawn)
-        for s, (name, n) in enumerate(zip(self.names, self.n_windows, strict=True)):
+        for s, (name, n) in enumerate(zip(self.names, self.n_rows, strict=True)):
             mine = np.flatnonzero(source == s)
             if len(mine):
                 e, position = np.divmod(drawn[mine], n)
                 same = e[:1] if e[0] == e[-1] and (e == e[0]).all() else e
                 epoch[mine], window[mine] = e, permute(position, n, epoch_key(self.seed, name, same))
-        return Plan(source, epoch, window)
+        return Plan(example, source, epoch, window)
 
     def read(self, plan: Plan) -> np.ndarray:
         """-> int32 [n, seq_len + 1]."""
         out = np.empty((len(plan.source), self.seq_len + 1), np.int32)
-        for s, store in enumerate(self.stores):
+        for s, (rows, holes) in enumerate(zip(self._rows, self._holes, strict=True)):
             mine = np.flatnonzero(plan.source == s)
             if len(mine):
-                store.read_windows(plan.window[mine] * self.seq_len, out, mine)
+                rows.read(plan.window[mine], out, mine, self.pad_id)
+                if holes:
+                    self._blank(rows, holes, plan.window[mine], out, mine)
         return out
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
@@ -110,22 +177,66 @@ class Stream:
 
     def where(self, ids: np.ndarray) -> list[Row]:
         """The documents in each row, as numbers in the source's store and offsets in the document."""
-        plan = self.plan(ids)
+        rows = []
+        for i, example, s, e, w in zip(np.asarray(ids).tolist(), *(x.tolist() for x in self.plan(ids)), strict=True):
+            segments = self._rows[s].segments(np.array([w]))
+            pieces = [
+                piece
+                for start, length in zip(segments.start.tolist(), segments.length.tolist(), strict=True)
+                for piece in pieces_of(self.stores[s], self._holes[s], start, length)
+            ]
+            rows.append(Row(i, example, self.names[s], e, w, pieces))
+        return rows
+
+    def _blank(self, rows: Packing | Windows, holes: Holes, windows: np.ndarray, out: np.ndarray, at: np.ndarray):
+        segments = rows.segments(windows)
+        met = np.unique(segments.row[holes.meet(segments.start, segments.length)])
+        if not len(met):
+            return
+        offsets = np.full((len(met), out.shape[1]), -1, np.int64)
+        place = {row: i for i, row in enumerate(met.tolist())}
+        for row, start, length, column in zip(*(x.tolist() for x in segments), strict=True):
+            if row in place:
+                offsets[place[row], column : column + length] = np.arange(start, start + length)
+        out[at[met]] = holes.blank(out[at[met]], offsets, self.pad_id)
+
+    def _limits(self) -> dict[str, int]:
+        limits = {}
+        for name, epochs in self._epochs.items():
+            if name not in self.names or not 0 < epochs < math.inf:
+                raise UserError(
+                    f"data.epochs: expected positive numbers for some of {self.names}, got {name!r}: {epochs}"
+                )
+            limits[name] = math.floor(epochs * self.n_rows[self.names.index(name)])
+        return limits
+
+    def _excluded(self, exclude: Sequence[ExcludeDocuments]) -> list[Holes]:
+        for e in exclude:
+            if e.source not in self.names:
+                raise UserError(f"ExcludeDocuments: expected a source of {self.names}, got {e.source!r}")
         return [
-            Row(int(i), self.names[s], int(e), int(w), _pieces(self.stores[s], int(w) * self.seq_len, self.seq_len + 1))
-            for i, s, e, w in zip(np.asarray(ids), *plan, strict=True)
+            Holes(store, [r for e in exclude if e.source == name for r in e.all])
+            for name, store in zip(self.names, self.stores, strict=True)
         ]
 
+    def _weights(self) -> Any:
+        """As JSON: the weights, or where there is more than one stretch each with its first example."""
+        stretches = self._schedule.stretches
+        if len(stretches) == 1:
+            return stretches[0].weights
+        return [{"from_example": s.start, "weights": s.weights} for s in stretches]
 
-def _pieces(store: Store, start: int, length: int) -> list[Piece]:
-    pieces, at, end = [], start, start + length
-    while at < end:
-        if at == 0:  # the opening eos is of no document
-            at = 1
-            continue
-        document = store.document_at(at)
-        first = store.document_start(document)
-        last = store.n_tokens if document + 1 == store.n_documents else store.document_start(document + 1)
-        pieces.append(Piece(document, at - first, min(last, end) - at))
-        at = min(last, end)
-    return pieces
+
+def _seen(fingerprint: Mapping[str, Any], name: str, examples_seen: int) -> Any:
+    """What an entry has to do with the first `examples_seen` examples."""
+    skips = Skips(fingerprint.get("skipped", []))
+    passed = skips.passed(examples_seen)
+    if name == "skipped":
+        return skips.below(passed)
+    weights = fingerprint.get("weights", {})
+    stretches = weights if isinstance(weights, list) else [{"from_example": 0, "weights": weights}]
+    stretches = [s for s in stretches if s["from_example"] < passed]
+    if name == "weights":
+        return stretches
+    used = {source for s in stretches for source in s["weights"]}
+    return {source: store for source, store in fingerprint.get("stores", {}).items() if source in used}

@@ -6,6 +6,7 @@ on where it was. Nothing here imports TensorFlow or JAX.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,22 +16,27 @@ import json
 import multiprocessing
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from lm.data.sources import Part, Source
+from lm.data.dedup import NearDuplicates
+from lm.data.overlap import load_index
+from lm.data.reading import Reading
 from lm.data.store import Shard, ShardWriter, check_shard_files, write_atomic
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 
 EXCERPT_CHARS = 2048  # unit of the tokenizer's sample: short enough for variety, long enough for words in context
 ENCODE_CHARS = 1 << 20  # documents are handed to the tokenizer in batches of this size
+EXAMPLES, EXAMPLE_CHARS = 3, 300  # what a report shows of each reason
+OVERLAP = "overlap"
 DROP, TRAIN, VALIDATION = 0, 1, 2  # labels of documents
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
@@ -40,43 +46,45 @@ def in_validation(hashes: Any, fraction: float) -> Any:
     return hashes < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The documents of one shard: which parts of which source, and what to do with bytes that are no UTF-8."""
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that gets its name when the block ends without an error, and goes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    source: Source
-    parts: tuple[Part, ...]
-    invalid_utf8: str
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(p.n_bytes for p in self.parts)
+class Hit(NamedTuple):
+    """A document of the shard that shares text with evaluations. evaluations: their numbers. at: file and place, and
+    the words shared."""
 
-    def texts(self) -> Iterator[tuple[str, int, int]]:
-        """(text, 64-bit hash of its UTF-8, 1 if it was mended) of each document, the empty ones included."""
-        for part in self.parts:
-            for document in self.source.read(part):
-                raw, mended = document.raw, 0
-                try:
-                    text = raw.decode()
-                except UnicodeDecodeError as e:
-                    if self.invalid_utf8 == "error":
-                        raise UserError(
-                            f"{part.path}: {document.place}: expected UTF-8, got {raw[e.start : e.end]!r} at byte "
-                            f"{e.start}; mend the file or set invalid_utf8='replace'"
-                        ) from None
-                    text = raw.decode(errors="replace")
-                    raw, mended = text.encode(), 1
-                yield text, int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little"), mended
+    document: int
+    evaluations: list[int]
+    at: str
 
 
 class Scan(NamedTuple):
-    """hashes uint64 [n] of a shard's documents, empty bool [n], the number mended, and excerpts to learn from."""
+    """hashes uint64 [n] of a shard's entries; codes uint16 [n], numbers of `reasons`, of which the first is "" for what
+    is kept; part_sizes int64 [p], entries of each part; how many were mended, cleaned or hold NUL, and the bytes of all
+    text; excerpts to learn from; up to EXAMPLES places for each reason; and what overlaps."""
 
     hashes: np.ndarray
-    empty: np.ndarray
+    codes: np.ndarray
+    reasons: list[str]
+    part_sizes: np.ndarray
     n_mended: int
+    n_cleaned: int
+    n_nul: int
+    n_text_bytes: int
     sample: list[str]
+    examples: dict[str, list[str]]
+    hits: list[Hit]
 
     def digest(self) -> str:
         """Of all the text."""
@@ -85,52 +93,115 @@ class Scan(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanJob:
-    """sample_bytes: how much text of the training split to keep for the tokenizer."""
+    """sample_bytes: how much text of the training split to keep for the tokenizer. near: makes a signature of each
+    document that is kept. overlap: path of the index of evaluations to look for; remove_overlap: leaves out what is
+    found."""
 
     reading: Reading
     sample_bytes: int
     validation_fraction: float
     out: Path
+    near: NearDuplicates | None = None
+    overlap: Path | None = None
+    remove_overlap: bool = False
 
     @property
     def n_bytes(self) -> int:
         return self.reading.n_bytes
 
+    @property
+    def signatures(self) -> Path:
+        """uint32 [m, near.size], of the m documents kept."""
+        return self.out.with_suffix(".u32")
+
     def done(self) -> bool:
         return self.out.is_file()
 
     def run(self) -> None:
-        hashes, empty = [], []
-        n_mended = sampled = 0
-        sample: list[tuple[int, str]] = []  # a heap of (-rank, excerpt)
-        for text, hash_, mended in self.reading.texts():
-            hashes.append(hash_)
-            empty.append(not text)
-            n_mended += mended
-            if not self.sample_bytes or in_validation(np.uint64(hash_), self.validation_fraction):
-                continue
-            for at in range(0, len(text), EXCERPT_CHARS):  # the excerpts of least rank: any order finds the same
-                rank = (hash_ ^ at * 0x9E3779B97F4A7C15) * 0xD1B54A32D192ED03 % 2**64
-                if sampled < self.sample_bytes or rank < -sample[0][0]:
-                    excerpt = text[at : at + EXCERPT_CHARS]
-                    heapq.heappush(sample, (-rank, excerpt))
-                    sampled += len(excerpt.encode())
-                    while sampled - len(sample[0][1].encode()) >= self.sample_bytes:
-                        sampled -= len(heapq.heappop(sample)[1].encode())
+        hashes, codes, part_sizes = array("Q"), array("H"), []
+        n_mended = n_cleaned = n_nul = n_text_bytes = 0
+        reasons: dict[str, int] = {"": 0}
+        examples: dict[str, list[str]] = {}
+        hits: list[Hit] = []
+        sample = _Sample(self.sample_bytes)
+        index = None if self.overlap is None else load_index(self.overlap)
+        with contextlib.ExitStack() as stack:
+            signatures = None if self.near is None else stack.enter_context(open_atomic(self.signatures))
+            for part in self.reading.parts:
+                before = len(hashes)
+                for entry in self.reading.entries(part):
+                    text, reason = entry.text, entry.reason
+                    n_mended += entry.mended
+                    if index is not None and not reason:
+                        evaluations, words = index.find(text)
+                        if evaluations:
+                            hits.append(Hit(len(hashes), evaluations, f"{entry.at}: {words}"))
+                            reason = OVERLAP if self.remove_overlap else ""
+                    hashes.append(entry.hash)
+                    codes.append(reasons.setdefault(reason, len(reasons)))
+                    if reason:
+                        if len(shown := examples.setdefault(reason, [])) < EXAMPLES:
+                            shown.append(entry.at[:EXAMPLE_CHARS])
+                        continue
+                    n_cleaned += entry.cleaned
+                    n_nul += "\0" in text
+                    n_text_bytes += len(text) if text.isascii() else len(text.encode())
+                    if signatures is not None and self.near is not None:
+                        signatures.write(self.near.signature(text).tobytes())
+                    if self.sample_bytes and not in_validation(np.uint64(entry.hash), self.validation_fraction):
+                        sample.add(text, entry.hash)
+                part_sizes.append(len(hashes) - before)
+        hits = [h if i < EXAMPLES else h._replace(at="") for i, h in enumerate(hits)]
+        rest = {"reasons": list(reasons), "examples": examples, "hits": hits, "sample": sample.excerpts()}
         file = io.BytesIO()
-        excerpts = json.dumps([text for _, text in sorted(sample, reverse=True)])
         np.savez(
             file,
-            hashes=np.array(hashes, np.uint64),
-            empty=np.array(empty, bool),
-            n_mended=n_mended,
-            sample=np.frombuffer(excerpts.encode(), np.uint8),
+            hashes=np.frombuffer(hashes, np.uint64),
+            codes=np.frombuffer(codes, np.uint16),
+            part_sizes=np.array(part_sizes, np.int64),
+            numbers=np.array([n_mended, n_cleaned, n_nul, n_text_bytes], np.int64),
+            rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
         )
         write_atomic(self.out, file.getvalue())
 
     def result(self) -> Scan:
         with np.load(self.out) as z:
-            return Scan(z["hashes"], z["empty"], int(z["n_mended"]), json.loads(z["sample"].tobytes()))
+            rest = json.loads(z["rest"].tobytes())
+            n_mended, n_cleaned, n_nul, n_text_bytes = z["numbers"].tolist()
+            return Scan(
+                hashes=z["hashes"],
+                codes=z["codes"],
+                reasons=rest["reasons"],
+                part_sizes=z["part_sizes"],
+                n_mended=n_mended,
+                n_cleaned=n_cleaned,
+                n_nul=n_nul,
+                n_text_bytes=n_text_bytes,
+                sample=rest["sample"],
+                examples=rest["examples"],
+                hits=[Hit(*h) for h in rest["hits"]],
+            )
+
+
+class _Sample:
+    """Excerpts of least rank, up to about `n_bytes`: any order of the documents finds the same."""
+
+    def __init__(self, n_bytes: int):
+        self._n_bytes, self._held = n_bytes, 0
+        self._heap: list[tuple[int, str]] = []  # of (-rank, excerpt)
+
+    def add(self, text: str, hash_: int) -> None:
+        for at in range(0, len(text), EXCERPT_CHARS):
+            rank = (hash_ ^ at * 0x9E3779B97F4A7C15) * 0xD1B54A32D192ED03 % 2**64
+            if self._held < self._n_bytes or rank < -self._heap[0][0]:
+                excerpt = text[at : at + EXCERPT_CHARS]
+                heapq.heappush(self._heap, (-rank, excerpt))
+                self._held += len(excerpt.encode())
+                while self._held - len(self._heap[0][1].encode()) >= self._n_bytes:
+                    self._held -= len(heapq.heappop(self._heap)[1].encode())
+
+    def excerpts(self) -> list[str]:
+        return [text for _, text in sorted(self._heap, reverse=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +238,11 @@ class TokenizeJob:
     def run(self) -> None:
         tokenizer = _tokenizer(self.tokenizer)
         with np.load(self.scan) as z:
-            hashes = z["hashes"].tolist()
+            hashes, codes = z["hashes"].tolist(), z["codes"]
+            reasons = json.loads(z["rest"].tobytes())["reasons"]
+        filtered = np.isin(codes, [i for i, reason in enumerate(reasons) if reason not in ("", "empty", OVERLAP)])
+        again = iter(filtered.tolist())
+        entries = (e for part in self.reading.parts for e in self.reading.entries(part, again))
         labels = self.labels.tolist()
         with (
             ShardWriter(self.folder / "train", self.shard, self.dtype) as train,
@@ -182,12 +257,12 @@ class TokenizeJob:
                     writers[label].add(ids, len(text.encode()))
                 pending.clear()
 
-            for n, (text, hash_, _) in enumerate(self.reading.texts(), 1):
-                if n > len(hashes) or hashes[n - 1] != hash_:
+            for n, entry in enumerate(entries, 1):
+                if n > len(hashes) or hashes[n - 1] != entry.hash:
                     raise self._changed()
                 if label := labels[n - 1]:
-                    pending.append((label, text))
-                    waiting += len(text)
+                    pending.append((label, entry.text))
+                    waiting += len(entry.text)
                     if waiting > ENCODE_CHARS:
                         flush()
                         waiting = 0

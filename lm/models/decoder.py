@@ -64,6 +64,7 @@ class Decoder(nnx.Module):
         dtype: DTypeLike,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
+        prefix: jax.Array | None = None,
         valid: jax.Array | None = None,
         key: jax.Array | None = None,
         cache: Any = None,
@@ -73,9 +74,10 @@ class Decoder(nnx.Module):
     ) -> Output:
         """tokens [B,S] -> hidden [B,S,D] after the final norm, the cache with the new keys and values, ...
 
-        positions [B,S] default to 0..S-1; segments [B,S] keep packed documents apart; valid bool [B,S] (None: all) are
-        the tokens that count for a router; `key` turns dropout on. With a cache [L,B,T,G,K], `mask` says which of its T
-        slots each query sees, and `index` where to write. `record` asks for `states`.
+        positions [B,S] default to 0..S-1; segments [B,S] keep packed documents apart; prefix bool [B,S] are the tokens
+        that those before them see too (see `lm.nn.mask.Mask`); valid bool [B,S] (None: all) are the tokens that count
+        for a router; `key` turns dropout on. With a cache [L,B,T,G,K], `mask` says which of its T slots each query
+        sees, in place of segments and prefix, and `index` where to write. `record` asks for `states`.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -87,7 +89,7 @@ class Decoder(nnx.Module):
             x = x + self.positions(positions, dtype)
         x = dropout(x, self.dropout, k_embed)
         context = Context(
-            causal_mask(tokens.shape[1], segments) if mask is None else mask,
+            causal_mask(tokens.shape[1], segments, prefix) if mask is None else mask,
             tuple(rope(positions, self.head_dim) for rope in self.ropes),
             cache_index=index,
             valid=valid,

@@ -16,12 +16,16 @@ class Mask:
     q_segments [B,S] and kv_segments [B,T] (None: one segment) hold the document of each token; q_index [S] and
     kv_index [T] its place in the row or in the cache. `aligned` says that queries and keys are the same tokens in
     the same order, so that a block of queries needs only the keys between its window and its end.
+
+    prefix bool [B,T] (None: none) marks keys that may also come after the query: those of a prefix that its segment
+    sees both ways (Raffel et al., 2020, 3.2.1). A window bounds what lies behind a query and not what is ahead.
     """
 
     q_index: jax.Array
     kv_index: jax.Array
     q_segments: jax.Array | None = None
     kv_segments: jax.Array | None = None
+    prefix: jax.Array | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     aligned: bool = dataclasses.field(default=False, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
@@ -31,11 +35,13 @@ class Mask:
         return dataclasses.replace(self, window=window)
 
     def keys_for(self, queries: slice) -> slice:
-        """The keys that a block of queries may attend to."""
+        """The keys that a block of queries may attend to: where a prefix ends is not known when this is traced, so
+        that with one no key ahead is skipped."""
         n = self.kv_index.shape[0]
         if not (self.aligned and self.causal):
             return slice(0, n)
-        return slice(0 if self.window is None else max(0, queries.start - self.window + 1), queries.stop)
+        first = 0 if self.window is None else max(0, queries.start - self.window + 1)
+        return slice(first, queries.stop if self.prefix is None else n)
 
     def block(self, q: slice, kv: slice) -> Mask:
         """The mask of some queries and some keys."""
@@ -45,6 +51,7 @@ class Mask:
             kv_index=self.kv_index[kv],
             q_segments=None if self.q_segments is None else self.q_segments[:, q],
             kv_segments=None if self.kv_segments is None else self.kv_segments[:, kv],
+            prefix=None if self.prefix is None else self.prefix[:, kv],
         )
 
     def dense(self) -> jax.Array | None:
@@ -52,7 +59,8 @@ class Mask:
         parts = []
         ahead = self.q_index[:, None] - self.kv_index[None, :]
         if self.causal:
-            parts.append((ahead >= 0)[None, None])
+            behind = (ahead >= 0)[None, None]
+            parts.append(behind if self.prefix is None else behind | self.prefix[:, None, None, :])
         if self.window is not None:
             parts.append((ahead < self.window)[None, None])
         if self.q_segments is not None and self.kv_segments is not None:
@@ -63,10 +71,11 @@ class Mask:
         return dense
 
 
-def causal_mask(seq_len: int, segments: jax.Array | None = None) -> Mask:
-    """Self-attention over whole rows of length `seq_len`; `segments` [B,S] keeps packed documents apart."""
+def causal_mask(seq_len: int, segments: jax.Array | None = None, prefix: jax.Array | None = None) -> Mask:
+    """Self-attention over whole rows of length `seq_len`; `segments` [B,S] keeps packed documents apart, and tokens of
+    a `prefix` (bool [B,S]) see each other both ways."""
     index = jnp.arange(seq_len)
-    return Mask(index, index, segments, segments, causal=True, aligned=True)
+    return Mask(index, index, segments, segments, prefix, causal=True, aligned=True)
 
 
 def full_mask(

@@ -3,8 +3,26 @@
 from lm.objectives.base import Loss, Objective, Score
 from lm.objectives.causal_lm import CausalLM
 from lm.objectives.denoising import Denoising
+from lm.objectives.fim import FillInTheMiddle
 from lm.objectives.masked_lm import MaskedLM
+from lm.objectives.prefix_lm import PrefixLM
 from lm.objectives.seq2seq import Seq2Seq
 from lm.objectives.span_corruption import SpanCorruption
+from lm.objectives.ul2 import UL2, Denoiser
+from lm.objectives.ul2_decoder import UL2Decoder
 
-__all__ = ["CausalLM", "Denoising", "Loss", "MaskedLM", "Objective", "Score", "Seq2Seq", "SpanCorruption"]
+__all__ = [
+    "UL2",
+    "CausalLM",
+    "Denoiser",
+    "Denoising",
+    "FillInTheMiddle",
+    "Loss",
+    "MaskedLM",
+    "Objective",
+    "PrefixLM",
+    "Score",
+    "Seq2Seq",
+    "SpanCorruption",
+    "UL2Decoder",
+]

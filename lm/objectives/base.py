@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 from lm.models import Family, Task, Words
 from lm.models.base import Row
 from lm.nn.moe import Router, balance_loss, z_loss
+from lm.objectives.words import Spelling
 
 
 class Loss(NamedTuple):
@@ -77,9 +79,18 @@ class Objective:
         """The arrays of a global batch; the first axis of each is the batch."""
         raise NotImplementedError
 
+    @property
+    def extra_rows(self) -> int:
+        """How many rows from elsewhere in the corpus `examples` needs for each of its own, 0 or 1: "other" [n,T+1]."""
+        return 0
+
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows of tokens as read from the store -> the arrays of `features`, on the host."""
         raise NotImplementedError
+
+    def examples_for(self, tokenizer: Spelling) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        """`examples` with what it has to know of the tokenizer's pieces, which no config can hold."""
+        return self.examples
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
         """The training loss, summed; `key` drives dropout."""

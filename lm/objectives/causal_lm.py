@@ -82,17 +82,26 @@ class CausalLM(Objective):
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
         packed = unpack(batch["tokens"], self.start_id, self.pad_id)
+        weights = self.weights(batch, packed)
         within = {"positions": packed.positions, "segments": packed.segments} if self.document_mask else {}
-        out = model(packed.inputs, dtype=dtype, key=key, valid=packed.weights > 0, **within)
+        out = model(packed.inputs, dtype=dtype, key=key, valid=packed.weights > 0, **within, **self.seen(batch))
         head, params = model.head_fn()
         total, nll = cross_entropy(
-            head, params, out.hidden, packed.targets, packed.weights, self.z_loss, self.label_smoothing, self.chunks
+            head, params, out.hidden, packed.targets, weights, self.z_loss, self.label_smoothing, self.chunks
         )
-        weight = jnp.sum(packed.weights)
+        weight = jnp.sum(weights)
         return Loss(total + weight * router_loss(out.router, self.router_balance, self.router_z), nll, weight)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         loss = dataclasses.replace(self, z_loss=0.0, label_smoothing=0.0).loss(model, batch, dtype=dtype, key=None)
-        targets = batch["tokens"][:, 1:]
-        n_bytes = jnp.sum(jnp.where(targets != self.pad_id, token_bytes[targets], 0))
+        packed = unpack(batch["tokens"], self.start_id, self.pad_id)
+        n_bytes = jnp.sum(jnp.where(self.weights(batch, packed) > 0, token_bytes[packed.targets], 0))
         return Score(loss.nll, loss.weight, n_bytes)
+
+    def weights(self, batch: dict[str, jax.Array], packed: Packed) -> jax.Array:
+        """float32 [B,S]: what each target counts."""
+        return packed.weights
+
+    def seen(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What more the model is told of who sees whom."""
+        return {}

@@ -1,15 +1,16 @@
-"""Masked-token prediction for encoders, with sentence order if wanted.
+"""Masked-token prediction for encoders, with sentence order or the next sentence if wanted.
 
 A row of the store becomes [CLS] text [SEP] with the first seq_len - 2 of its seq_len + 1 tokens (3 fewer are text with
 a pair: [CLS] A [SEP] B [SEP]); documents in it stay apart by their eos, as RoBERTa's full sentences do (Liu et al.,
-2019). The masks are drawn anew each epoch. Masking of whole words needs to know which pieces open a word: it is not
-here; n-gram spans are.
+2019). The masks are drawn anew each epoch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,12 +20,12 @@ from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.models import Family, Task, Words, WordsAndPair
-from lm.objectives import noise
+from lm.objectives import noise, pairs
 from lm.objectives.base import Loss, Objective, Score
 from lm.objectives.cross_entropy import cross_entropy
+from lm.objectives.words import Spelling, whole, words_of
+from lm.objectives.words import Words as WordTable
 from lm.sharding import constrain
-
-NO_PAIR = -1  # label of a row that is too short to have two halves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,12 @@ class MaskedLM(Objective):
     mask_id, cls_id, sep_id: ids that the tokenizer never makes of text.
     vocab_size: of the tokenizer; a random token is below it and none of the specials.
     span: predict n-grams of 1 to `span` tokens, P(n) ~ 1/n (ALBERT: Lan et al., 2020, eq. 2); the last may be cut.
+    whole_word: predict all tokens of a word or none (n-grams are then of words), by `lm.objectives.words`. The number
+        above is then the most: a last word that would not fit is left out, but for one longer than it on its own.
     pair: "sop" cuts the text after the newline or eos nearest its middle, swaps the parts of every other row and asks
         for their order, 0: as written, 1: swapped (ALBERT, 3.1). Its loss has the weight of the row's predictions, so
-        that dividing by the number of targets gives mean + mean.
+        that dividing by the number of targets gives mean + mean. "nsp" asks whether the second part is the row's own,
+        0, or from elsewhere in the corpus, 1 (Devlin et al., 2019, 3.1); see `lm.objectives.pairs` for the cuts.
     newline_id: ends a sentence.
     chunks: see `cross_entropy`; divides P.
     """
@@ -54,7 +58,8 @@ class MaskedLM(Objective):
     mask_share: float = 0.8
     random_share: float = 0.1
     span: int = 1
-    pair: Literal["none", "sop"] = "none"
+    whole_word: bool = False
+    pair: Literal["none", "sop", "nsp"] = "none"
     newline_id: int = 3
     noise_seed: int = 0
     z_loss: float = 0.0
@@ -122,16 +127,36 @@ class MaskedLM(Objective):
         picks = jax.ShapeDtypeStruct((batch_size, self.n_predictions(seq_len)), jnp.int32)
         weights = jax.ShapeDtypeStruct(picks.shape, jnp.float32)
         out = {"tokens": tokens, "positions": picks, "targets": picks, "weights": weights}
-        if self.pair == "sop":
+        if self.pair != "none":
             out |= {"token_types": tokens, "pair": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
         return out
 
-    def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    @property
+    def extra_rows(self) -> int:
+        return int(self.pair == "nsp")
+
+    def examples_for(self, tokenizer: Spelling) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        return functools.partial(self.examples, words=words_of(tokenizer)) if self.whole_word else self.examples
+
+    def examples(self, rows: dict[str, np.ndarray], words: WordTable | None = None) -> dict[str, np.ndarray]:
+        """words: those of the tokenizer, which `whole_word` needs and `examples_for` gives."""
         tokens, ids = rows["tokens"], rows["id"]
+        if self.whole_word and words is None:
+            raise UserError(
+                "objective.whole_word: expected the words of a tokenizer, got none; take "
+                "objective.examples_for(tokenizer) for objective.examples"
+            )
         if self.pair == "none":
-            return self._mask(self._single(tokens), ids)
-        tokens, pairs = self._paired(tokens, ids)
-        return self._mask(tokens, ids) | pairs
+            return self._mask(self._single(tokens), ids, words)
+        if self.pair == "nsp" and "other" not in rows:
+            raise UserError(
+                "objective.pair: 'nsp' expected rows from elsewhere as \"other\", got none; make the loader with "
+                "extra_rows=objective.extra_rows"
+            )
+        bit = noise.draw(self.noise_seed, "masked_lm/pair", ids, 1)[:, 0] >> np.uint64(63) == 1
+        make = pairs.Pairs(self.cls_id, self.sep_id, self.newline_id, self.start_id, self.pad_id)
+        tokens, pair = make.order(tokens, bit) if self.pair == "sop" else make.next(tokens, rows["other"], bit)
+        return self._mask(tokens, ids, words) | pair
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
         tokens, weights = batch["tokens"], batch["weights"]
@@ -141,11 +166,11 @@ class MaskedLM(Objective):
         x = constrain(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1), "act_batch", None, None)
         head, params = model.head_fn()
         total, nll = cross_entropy(head, params, x, batch["targets"], weights, self.z_loss, 0.0, self.chunks)
-        if self.pair == "sop":
+        if self.pair != "none":
             log_p = jax.nn.log_softmax(model.pair_logits(hidden))
             label = batch["pair"]
             of_label = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
-            total -= jnp.sum(jnp.where(label != NO_PAIR, of_label, 0.0) * jnp.sum(weights, axis=1))
+            total -= jnp.sum(jnp.where(label != pairs.NO_PAIR, of_label, 0.0) * jnp.sum(weights, axis=1))
         return Loss(total, nll, jnp.sum(weights))
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
@@ -164,44 +189,19 @@ class MaskedLM(Objective):
             out[which, length + 1] = self.sep_id
         return out
 
-    def _paired(self, tokens: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """[n,S+1] -> [CLS] A [SEP] B [SEP] padding, [n,S], and what goes with it."""
-        n, seq_len = tokens.shape[0], tokens.shape[1] - 1
-        text = tokens[:, : seq_len - 3]
-        length = np.empty((n, 1), np.int64)
-        for own, which in noise.by_length(text, self.pad_id):
-            length[which] = own
-        # Cut c leaves text[:c] and text[c:]; both must have something in them.
-        cut = np.arange(1, text.shape[1] + 1)
-        real = ((text == self.newline_id) | (text == self.start_id)) & (cut < length)
-        off_middle = np.where(real, np.abs(2 * cut - length), 2 * seq_len)
-        best = off_middle.argmin(axis=1)[:, None]
-        c = np.where(np.take_along_axis(real, best, axis=1), best + 1, length // 2)
-        has_pair = length >= 2
-        swapped = (noise.draw(self.noise_seed, "masked_lm/pair", ids, 1) >> np.uint64(63) == 1) & has_pair
-        first = np.where(swapped, length - c, c)
-        slot = np.arange(seq_len)
-        second = slot > first + 1
-        at = np.where(second, slot - first - 2 + np.where(swapped, 0, c), slot - 1 + np.where(swapped, c, 0))
-        out = np.take_along_axis(text, np.clip(at, 0, text.shape[1] - 1), axis=1)
-        out[:, 0] = self.cls_id
-        np.put_along_axis(out, first + 1, self.sep_id, axis=1)
-        np.put_along_axis(out, length + 2, self.sep_id, axis=1)
-        out[slot > length + 2] = self.pad_id
-        types = (second & (slot <= length + 2)).astype(np.int32)
-        label = np.where(has_pair, swapped, NO_PAIR)[:, 0].astype(np.int32)
-        return out, {"token_types": types, "pair": label}
-
-    def _mask(self, tokens: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def _mask(self, tokens: np.ndarray, ids: np.ndarray, words: WordTable | None) -> dict[str, np.ndarray]:
         eligible = tokens != self.pad_id
         for special in self._specials[1:]:
             eligible &= tokens != special
         n_eligible = eligible.sum(axis=1)
         count = np.where(n_eligible, np.maximum(np.floor(self.rate * n_eligible + 0.5).astype(np.int64), 1), 0)
         keys = noise.draw(self.noise_seed, "masked_lm/choose", ids, tokens.shape[1])
-        if self.span > 1:
-            keys = np.take_along_axis(keys, self._openings(eligible, ids), axis=1)
+        starts = None if words is None else words.starts(tokens, eligible)
+        if self.span > 1 or starts is not None:
+            keys = np.take_along_axis(keys, self._openings(eligible, ids, starts), axis=1)
         places = noise.choose(keys, count, self.n_predictions(tokens.shape[1]), eligible)
+        if starts is not None:
+            places = whole(places, starts)
         picked = places < tokens.shape[1]
         places[~picked] = 0
         real = np.take_along_axis(tokens, places, axis=1)
@@ -224,9 +224,9 @@ class MaskedLM(Objective):
             token += token >= special
         return token
 
-    def _openings(self, eligible: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """[n,S] int64: the place where the n-gram of each token opens. N-grams tile the row and end at specials: to
-        choose among them leaves each token equally likely."""
+    def _openings(self, eligible: np.ndarray, ids: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
+        """[n,S] int64: the place where the n-gram of each token opens, of tokens or of words, which begin at `starts`.
+        N-grams tile the row and end at specials: to choose among them leaves each token equally likely."""
         n, seq_len = eligible.shape
         share = np.cumsum(1.0 / np.arange(1, self.span + 1))
         share /= share[-1]
@@ -239,5 +239,7 @@ class MaskedLM(Objective):
         opens[:, 0] = True
         np.put_along_axis(opens, np.minimum(ends, seq_len), True, axis=1)
         opens = opens[:, :-1]
+        if starts is not None:  # the tiles counted words
+            opens = starts & np.take_along_axis(opens, np.cumsum(starts, axis=1) - 1, axis=1)
         opens[:, 1:] |= ~eligible[:, :-1]
         return np.maximum.accumulate(np.where(opens, np.arange(seq_len), 0), axis=1)

@@ -60,11 +60,28 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
         compiling = _background(_compile, setup)
         checkpoints = Checkpoints(workdir, config.checkpoint)
         data = config.data
-        stream = Stream(corpus.train, weights=data.weights, seq_len=data.seq_len, seed=data.seed)
+        stream = Stream(
+            corpus.train,
+            weights=data.weights,
+            seq_len=data.seq_len,
+            seed=data.seed,
+            plan=data.plan,
+            weigh=data.weigh,
+            epochs=data.epochs,
+            when_exhausted=data.when_exhausted,
+            exclude=data.exclude,
+            pad_id=corpus.tokenizer.pad_id,
+        )
         start = checkpoints.latest()
         meta = None if start is None else checkpoints.meta(start)
         if meta is not None:
-            stream.check(meta.data)
+            stream.check(meta.data, meta.examples_seen)
+        stream.check_epochs(
+            step=start or 0,
+            examples_seen=meta.examples_seen if meta else 0,
+            steps=config.train.steps,
+            batch_size=data.batch_size,
+        )
         log = Log(workdir, total_steps=config.train.steps, start_step=start or 0, active=distributed.is_main())
         if distributed.is_main():
             (workdir / CONFIG_FILE).write_text(resolved.to_json())
@@ -73,6 +90,9 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
             step, cache, compile_s = compiling.result()
             loading.result()
             log.print(_opening(config, setup, start, meta, cache, compile_s, time.perf_counter() - began))
+            if data.plan != "windows":
+                shares = (f"{name} {share:.2%}" for name, share in stream.padding.items())
+                log.print(f"{data.plan}: padding {', '.join(shares)}")
             run = Run(resolved, setup, corpus, stream, checkpoints, log)
             return run.loop(step, state, start or 0, meta.examples_seen if meta else 0)
         finally:
@@ -121,7 +141,8 @@ class Run:
                 sharding=self.setup.rows,
                 batch_size=batch_size,
                 start=examples_seen,
-                examples=config.objective.examples,
+                examples=config.objective.examples_for(self.corpus.tokenizer),
+                extra_rows=config.objective.extra_rows,
             ) as batches,
         ):
             for batch in batches:
@@ -231,7 +252,8 @@ def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity
             seq_len=config.data.seq_len,
             batch_size=config.data.batch_size,
             sharding=setup.rows,
-            examples=config.objective.examples,
+            examples=config.objective.examples_for(corpus.tokenizer),
+            extra_rows=config.objective.extra_rows,
             max_batches=config.eval.max_batches or None,
         )
         results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes, config.objective.unit)

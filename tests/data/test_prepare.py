@@ -2,6 +2,9 @@ import fcntl
 import gzip
 import json
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.data import Data, Jsonl, SentencePiece, Text, open_corpus, prepare
+from lm.data import C4, Data, Jsonl, Length, NearDuplicates, Overlap, SentencePiece, Text, open_corpus, prepare
 from lm.data.work import Reading, ScanJob
 
 from .conftest import sample_texts
@@ -399,3 +402,193 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(out.stdout) < 20_000, "KiB"
     assert np.load(tmp_path / "scan.npz")["hashes"].shape == (6400,)
+
+
+def report(corpus_folder, name="main"):
+    return json.loads((Path(corpus_folder) / name / "report.json").read_text())
+
+
+def adds_up(r):
+    assert r["read"] == sum(r["kept"].values()) + sum(r["left_out"].values())
+    assert r["read"] == sum(f["read"] for f in r["files"].values())
+    assert sum(r["kept"].values()) == sum(f["kept"] for f in r["files"].values())
+    return r["left_out"]
+
+
+def bad_input(folder, texts):
+    """Three files of 40 good documents in all, and one of each kind of trouble."""
+    folder.mkdir(exist_ok=True)
+    rows = [json.dumps({"text": t}).encode() for t in texts]
+    trouble = [b"{not json", b"[1]", b'{"body": "x"}', b'{"text": null}', json.dumps({"text": "x" * 9000}).encode()]
+    trouble += [b'{"text": "bad \xff utf8"}', b'{"text": ""}', rows[3], json.dumps({"text": "nul \0 inside"}).encode()]
+    (folder / "a.jsonl").write_bytes(b"\n".join(rows[:20] + trouble))
+    (folder / "b.jsonl").write_bytes(b"\n".join(rows[20:30]))
+    content = b"\n".join(rows[30:] + [json.dumps({"text": t}).encode() for t in sample_texts(500, seed=8)])
+    whole = gzip.compress(content)
+    (folder / "c.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    return trouble
+
+
+def test_bad_input_is_counted_and_what_was_read_adds_up(tmp_path, make, monkeypatch):
+    texts = sample_texts(40)
+    bad_input(tmp_path / "raw", texts)
+    kw = dict(on_error="skip", invalid_utf8="error", max_document_bytes=5000)
+    lines = []
+    data = make(**kw)
+    corpus = prepare(data, progress=False, log=lines.append)
+    r = report(data.path)
+    left = adds_up(r)
+    assert left == {
+        **{"bad_json": 2, "duplicates": 1, "empty": 1, "missing_field": 2, "not_utf8": 1},
+        **{"too_long": 1, "unreadable": 1},
+    }
+    assert r["holding_nul"] == 1 and len(r["examples"]["bad_json"]) == 2
+    assert re.search(r"a.jsonl:21: expected one JSON object", r["examples"]["bad_json"][0])
+    assert "c.jsonl.gz: expected a whole gzip file" in r["examples"]["unreadable"][0]
+    held = documents(corpus) + documents(corpus, "validation")
+    assert set(texts[:30]) | {"nul \0 inside"} <= set(held) and len(held) == sum(r["kept"].values())
+    assert corpus.train["main"].meta.counts.items() >= left.items()
+    assert any("2 bad json" in line and "1 unreadable" in line for line in lines)
+    assert re.search(r"prepared in \d+ s, [\d.]+ MB of text at [\d.]+ MB/s", lines[-1])
+
+    for module in ("lm.data.sources", "lm.data.prepare"):
+        monkeypatch.setattr(sys.modules[module], "stretch_bytes", lambda total: 700)
+    cut = quiet(make(path=f"{tmp_path}/cut", workers=2, **kw))
+    assert documents(cut) == documents(corpus) and len(cut.train["main"].meta.shards) > 3
+    assert {k: v for k, v in report(f"{tmp_path}/cut").items() if k != "examples"} == {
+        k: v for k, v in r.items() if k != "examples"
+    }
+    with pytest.raises(ValueError, match="expected skip_errors=None as in the config, got one made with"):
+        open_corpus(make(invalid_utf8="error"))
+
+
+def test_each_kind_of_trouble_is_refused_by_default(tmp_path, make):
+    texts = sample_texts(30)
+    trouble = bad_input(tmp_path / "raw", texts)
+    expected = {0: "one JSON object", 1: "got list", 2: r"got \['body'\]", 3: "NoneType", 4: "at most 5000 bytes"}
+    for i, message in {**expected, 5: "expected UTF-8"}.items():
+        folder = tmp_path / f"raw{i}"
+        folder.mkdir()
+        (folder / "x.jsonl").write_bytes(trouble[i])
+        source = Jsonl(glob=f"{folder}/*")
+        with pytest.raises(ValueError, match=rf"x.jsonl:( line )?1.*{message}"):
+            quiet(make(source, path=f"{tmp_path}/p{i}", invalid_utf8="error", max_document_bytes=5000))
+    with pytest.raises(ValueError, match="c.jsonl.gz: expected a whole gzip file"):
+        quiet(make(Jsonl(glob=f"{tmp_path}/raw/c*"), path=f"{tmp_path}/gz"))
+
+
+def test_filters_run_once_in_order_and_are_counted(tmp_path, make):
+    line = "The cat and the dog sat down to rest there."
+    texts = [f"{line}\nmenu\n{line} {i} is a number of some kind." + f"\n{line}" for i in range(60)]
+    write_jsonl(tmp_path / "raw", texts + ["short", "{" * 300, *[f"{t}\nhome" for t in texts[:7]]])
+    data = make(filters=(Length(min_chars=20), C4()))
+    corpus = quiet(data)
+    held = documents(corpus) + documents(corpus, "validation")
+    assert sorted(held) == sorted(t.replace("menu\n", "") for t in texts)
+    r = report(data.path)
+    assert adds_up(r) == {"length.short": 1, "c4.curly_bracket": 1, "duplicates": 7} and r["cleaned_by_filters"] == 67
+    for changed in (make(), make(filters=(C4(), Length(min_chars=20)))):
+        with pytest.raises(ValueError, match="expected filters=.* as in the config, got one made with"):
+            open_corpus(changed)
+    with pytest.raises(ValueError, match=r"none left: 69 length.short; see .*main/report.json"):
+        quiet(make(filters=(Length(min_chars=999),), path=f"{tmp_path}/none"))
+    assert adds_up(report(f"{tmp_path}/none")) == {"length.short": 69}
+
+
+def test_a_changed_file_of_a_filter_is_noticed(tmp_path, make):
+    write_jsonl(tmp_path / "raw", sample_texts(40))
+    (tmp_path / "bad.txt").write_text("nothing\n")
+    data = make(filters=(C4(bad_words=f"{tmp_path}/bad.txt", min_sentences=0, terminal=("",), min_words_per_line=0),))
+    quiet(data)
+    quiet(data)
+    (tmp_path / "bad.txt").write_text("something\n")
+    with pytest.raises(ValueError, match="expected raw files"):
+        quiet(data)
+
+
+def near_sources(tmp_path, make, **kw):
+    texts = [" ".join(f"w{random.Random(i).randrange(10**6)}x{j}" for j in range(150)) for i in range(40)]
+    copies = [t.replace("x7 ", "x7changed ") for t in texts]
+    write_jsonl(tmp_path / "one", texts[:30] + copies[5:8])
+    write_jsonl(tmp_path / "two", [texts[0], *copies[20:30], *texts[30:]])
+    sources = {n: Jsonl(glob=f"{tmp_path}/{n}/*.jsonl") for n in ("one", "two")}
+    return texts, make(sources=sources, near_duplicates=NearDuplicates(), validation_fraction=0.4, **kw)
+
+
+def test_near_duplicates_go_across_sources_and_the_first_stays(tmp_path, make):
+    texts, data = near_sources(tmp_path, make)
+    lines = []
+    corpus = prepare(data, progress=False, log=lines.append)
+    both = lambda c, n: set(documents(c, name=n)) | set(documents(c, "validation", n))
+    assert both(corpus, "one") == set(texts[:30]) and both(corpus, "two") == set(texts[30:])
+    one, two = report(data.path, "one"), report(data.path, "two")
+    assert adds_up(one) == {"near_duplicates": 3} and adds_up(two) == {"near_duplicates": 11}
+    assert two["near_duplicates"]["clusters_in_all_sources"] == 14 and two["near_duplicates"]["documents_in_them"] == 28
+    first, *others = one["near_duplicates"]["largest"][0]
+    assert first == f"one: {tmp_path}/one/a.jsonl: record 1" and others == [f"two: {tmp_path}/two/a.jsonl: record 1"]
+    assert any("11 near-duplicates left out; 14 clusters of 28 documents" in line for line in lines)
+
+
+def test_a_source_added_later_is_compared_with_those_that_are_there(tmp_path, make):
+    texts, data = near_sources(tmp_path, make, path=f"{tmp_path}/whole")
+    whole = quiet(data)
+    model = f"{tmp_path}/whole/tokenizer.model"
+    again = dict(tokenizer=model, path=f"{tmp_path}/parts", near_duplicates=NearDuplicates(), validation_fraction=0.4)
+    quiet(make(sources={"one": data.sources["one"]}, **again))
+    parts = quiet(make(sources=data.sources, **again))
+    assert parts.fingerprint == whole.fingerprint
+    assert report(f"{tmp_path}/parts", "two")["left_out"] == {"near_duplicates": 11}
+    shutil.rmtree(f"{tmp_path}/parts/two")
+    (tmp_path / "parts/one/near.u32").unlink()
+    with pytest.raises(ValueError, match="near.u32: expected signatures of 120 values, got nothing there; .*--force"):
+        quiet(make(sources=data.sources, **again))
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_overlap_is_reported_by_source_and_removed_on_request(tmp_path, make, remove):
+    texts = sample_texts(80)
+    write_jsonl(tmp_path / "raw", texts + texts[:3])
+    write_jsonl(tmp_path / "eval", ["before " + " ".join(texts[i].split()[2:30]) for i in (0, 5, 9)] + ["short one"])
+    write_jsonl(tmp_path / "clean", sample_texts(5, seed=77))
+    files = {n: Jsonl(glob=f"{tmp_path}/{n}/*.jsonl") for n in ("eval", "clean")}
+    lines = []
+    data = make(overlap=Overlap(files=files, ngram=7, remove=remove))
+    corpus = prepare(data, progress=False, log=lines.append)
+    r = report(data.path)
+    found = r["overlap"]
+    assert found["documents"] == (4 if remove else 3) and found["removed"] == remove and found["ngram"] == 7
+    assert found["share"] == pytest.approx(4 / 81 if remove else 3 / 80)
+    assert found["by_evaluation"] == {
+        "eval": {"documents": found["documents"], "evaluation_documents": 4, "too_short_to_find": 1},
+        "clean": {"documents": 0, "evaluation_documents": 5, "too_short_to_find": 0},
+    }
+    assert "a.jsonl: line 1: " in found["examples"][0] and any("share 7 words in a row" in line for line in lines)
+    held = set(documents(corpus)) | set(documents(corpus, "validation"))
+    assert held == set(texts) - ({texts[0], texts[5], texts[9]} if remove else set())
+    assert adds_up(r) == ({"overlap": 4, "duplicates": 2} if remove else {"duplicates": 3})
+    assert not list((tmp_path / "corpus/raw").glob("*.npz"))
+
+
+def test_stores_of_before_these_settings_still_open(tmp_path, make):
+    write_jsonl(tmp_path / "raw", sample_texts(40))
+    corpus = quiet(make())
+    for split in ("train", "validation"):
+        path = tmp_path / f"corpus/main/{split}/meta.json"
+        meta = json.loads(path.read_text())
+        assert meta["made_from"].pop("source") == {
+            **{"type": "Jsonl", "glob": f"{tmp_path}/raw/*.jsonl*", "field": "text", "template": None}
+        }
+        old = {"type": "Jsonl", "glob": f"{tmp_path}/raw/*.jsonl*", "field": "text"}
+        meta["made_from"] = {"source": old, "validation_fraction": 0.1, "invalid_utf8": "replace"}
+        path.write_text(json.dumps(meta))
+    assert open_corpus(make()).fingerprint == corpus.fingerprint
+
+
+def test_preparing_settings_are_checked(make):
+    for kw, message in (
+        (dict(on_error="ignore"), "data.on_error: expected 'refuse' or 'skip', got 'ignore'"),
+        (dict(max_document_bytes=0), "data.max_document_bytes: expected at least 1"),
+        (dict(filters=("c4",)), "data.filters: expected Filters, got 'c4'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**kw)

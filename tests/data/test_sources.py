@@ -4,13 +4,19 @@ import json
 import re
 import sys
 
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lm.data import Docstrings, Jsonl, Source, Stdlib, Text, Tfds, sources
+from lm.data import Arrow, Docstrings, HFDataset, Jsonl, Parquet, Source, Stdlib, Text, Tfds, sources
 from lm.data.docstrings import docstrings
 from lm.data.records import bytes_feature, read_records
+from lm.data.sources import Document, Problem
+from lm.data.templates import Missing, parse_template
 
 from .conftest import sample_texts
 
@@ -221,3 +227,234 @@ if True:
     expected = "m.n\n\nModule.\n\nm.n.A\n\nClass\nindented.\n\nm.n.A.f\n\nFunction.\n\nm.n.A.g\n\nAsync.\n"
     assert docstrings(source.encode(), "m/n.py") == expected
     assert docstrings(b"x = 1", "m.py") == docstrings(b'"""cut', "m.py") == docstrings(b'"""\xff\x00"""', "m.py") == ""
+
+
+def entries(source, cache, max_bytes=1 << 20):
+    """Texts, and reasons in brackets."""
+    found = [e for part in source.parts(cache) for e in source.entries(part, max_bytes)]
+    return [e.raw.decode() if isinstance(e, Document) else [e.reason] for e in found]
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as f:
+        f.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def test_zstd_is_read_as_gzip_is_frame_after_frame(tmp_path):
+    texts = sample_texts(50)
+    lines = [json.dumps({"text": t}).encode() + b"\n" for t in texts]
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(b"".join(lines[:20])) + zstd(b"".join(lines[20:])))
+    (tmp_path / "a.txt.zst").write_bytes(zstd("\x1f".join(texts).encode()))
+    assert entries(Jsonl(glob=f"{tmp_path}/a.jsonl.zst"), tmp_path) == texts
+    assert entries(Text(glob=f"{tmp_path}/a.txt.zst", separator="\x1f"), tmp_path) == texts
+    whole = (tmp_path / "a.jsonl.zst").read_bytes()
+    for name, content in (("cut", whole[:-9]), ("not", b"plain text")):
+        (tmp_path / f"{name}.zst").write_bytes(content)
+        source = Jsonl(glob=f"{tmp_path}/{name}.zst")
+        with pytest.raises(ValueError, match=rf"{name}.zst: expected a whole zstd file, got"):
+            raws(source, tmp_path)
+        assert entries(source, tmp_path)[-1] == ["unreadable"]
+
+
+def test_without_pyarrow_the_error_names_the_extra(tmp_path, monkeypatch):
+    for name in ("a.zst", "a.parquet"):
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    for source in (Text(glob=f"{tmp_path}/a.zst"), Parquet(glob=f"{tmp_path}/a.parquet")):
+        with pytest.raises(ValueError, match=r"pyarrow: expected it for .*; pip install 'lm-pretraining\[arrow\]'"):
+            raws(source, tmp_path)
+
+
+@pytest.mark.usefixtures("small_stretches")
+def test_what_is_wrong_stands_in_its_place_and_the_rest_is_read(tmp_path):
+    good = [json.dumps({"text": t}) for t in ("one", "two\x00", "three", "four")]
+    long = json.dumps({"text": "x" * 3000})
+    bad = ["\0" * 400, '{"text": "cut', "[1]", '{"text": 5}', '{"texts": "no"}', long, "[" * 100_000]
+    rows = [good[0], bad[0], bad[1], good[1], bad[2], bad[3], "", bad[4], bad[5], good[2], bad[6], good[3]]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    expected = [
+        *("one", ["bad_json"], ["bad_json"], "two\x00", ["bad_json"], ["missing_field"], ["missing_field"]),
+        *(["too_long"], "three", ["too_long"], "four"),
+    ]
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        source = Jsonl(glob=f"{tmp_path}/{name}")
+        assert entries(source, tmp_path, max_bytes=2000) == expected
+        messages = [
+            e.message for p in source.parts(tmp_path) for e in source.entries(p, 2000) if isinstance(e, Problem)
+        ]
+        assert [int(re.search(r":(\d+): ", m)[1]) for m in messages] == [2, 3, 5, 6, 8, 9, 11]
+    deep = Jsonl(glob=f"{tmp_path}/a.jsonl")
+    assert entries(deep, tmp_path, max_bytes=1 << 20)[9:] == [["bad_json"], "four"]
+
+
+def test_a_long_line_is_passed_over_without_being_held(tmp_path):
+    import tracemalloc
+
+    with open(tmp_path / "a.jsonl", "wb") as f:
+        f.write(b'{"text": "before"}\n{"text": "')
+        for _ in range(100):
+            f.write(b"x" * 10**6)
+        f.write(b'"}\n{"text": "after"}\n')
+    tracemalloc.start()
+    got = entries(Jsonl(glob=f"{tmp_path}/a.jsonl"), tmp_path, max_bytes=10**6)
+    text = entries(Text(glob=f"{tmp_path}/a.jsonl", separator="\n"), tmp_path, max_bytes=10**6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert got == ["before", ["too_long"], "after"]
+    assert text == ['{"text": "before"}', ["too_long"], '{"text": "after"}', ""]
+    assert peak < 12 * 10**6
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab-"), max_size=9), min_size=1, max_size=8), st.integers(1, 9), st.integers(1, 9)
+)
+def test_text_is_cut_as_split_cuts_it_and_long_pieces_are_named(tmp_path_factory, pieces, chunk, limit):
+    path = tmp_path_factory.getbasetemp() / "cut.txt"
+    content = "--".join(pieces)
+    path.write_text(content)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sources, "CHUNK_BYTES", chunk)
+        got = entries(Text(glob=str(path), separator="--"), path.parent, max_bytes=limit)
+        whole = entries(Text(glob=str(path)), path.parent, max_bytes=limit)
+    assert got == [p if len(p) <= limit else ["too_long"] for p in content.split("--")]
+    assert whole == [content if len(content) <= limit else ["too_long"]]
+
+
+def test_a_template_joins_fields():
+    t = parse_template("Q: {q}\n{{A}}: {a.b.c}{q}", "Jsonl")
+    assert t.fields == ("q", "a.b.c")
+    assert t.fill({"q": "why?", "a": {"b": {"c": 3.5}}}) == "Q: why?\n{A}: 3.5why?"
+    assert t.fill({"q": "x", "a.b.c": "dots"}) == "Q: x\n{A}: dotsx"
+    for record, missing in (
+        ({"a": {"b": {"c": "x"}}}, Missing("q", "['a']")),
+        ({"q": None, "a": {"b": {"c": "x"}}}, Missing("q", "a NoneType in it")),
+        ({"q": "x", "a": {"b": ["c"]}}, Missing("a.b.c", "['a', 'q']")),
+        ({"q": True, "a": {"b": {"c": "x"}}}, Missing("q", "a bool in it")),
+    ):
+        assert t.fill(record) == missing
+    for template, message in (
+        ("{q", "expected fields as '{question}', got expected '}'"),
+        ("plain", "expected at least one field"),
+        ("{}", "expected only names of fields"),
+        ("{q!r}", "expected only names of fields"),
+        ("{q:>5}", "expected only names of fields"),
+        ("{a..b}", "expected only names of fields"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"Jsonl(template={template!r}): {message}")):
+            Jsonl(glob="x", template=template)
+
+
+RECORDS = [{"q": f"q{i} ß", "a": {"t": f"a{i}", "n": i}, "text": t} for i, t in enumerate(sample_texts(300))]
+JOINED = [f"{r['q']}\n{r['a']['t']} {r['a']['n']}" for r in RECORDS]
+TEMPLATE = "{q}\n{a.t} {a.n}"
+
+
+def write_columns(folder, records=RECORDS):
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(records)
+    pq.write_table(table, folder / "a.parquet", row_group_size=37)
+    with pa.ipc.new_file(folder / "a.arrow", table.schema) as w:
+        w.write_table(table, max_chunksize=41)
+    with pa.ipc.new_stream(folder / "b.arrow", table.schema) as w:
+        w.write_table(table, max_chunksize=43)
+    return table
+
+
+@pytest.mark.parametrize("cut", [1, 3000, 10**9])
+def test_columns_give_their_rows_in_order_however_they_are_cut(tmp_path, monkeypatch, cut):
+    write_columns(tmp_path)
+    monkeypatch.setattr(sources, "stretch_bytes", lambda total: cut)
+    monkeypatch.setattr(sys.modules["lm.data.arrow"], "stretch_bytes", lambda total: cut)
+    texts = [r["text"] for r in RECORDS]
+    for kind, name in ((Parquet, "a.parquet"), (Arrow, "a.arrow"), (Arrow, "b.arrow")):
+        source = kind(glob=f"{tmp_path}/{name}")
+        assert entries(source, tmp_path) == texts
+        assert entries(kind(glob=f"{tmp_path}/{name}", template=TEMPLATE), tmp_path) == JOINED
+        assert entries(kind(glob=f"{tmp_path}/{name}", field="a.t"), tmp_path) == [f"a{i}" for i in range(300)]
+        assert (len(source.parts(tmp_path)) == 1) == (cut == 10**9)
+    assert entries(Arrow(glob=f"{tmp_path}/*.arrow"), tmp_path) == texts * 2
+
+
+def test_columns_name_what_they_cannot_use(tmp_path):
+    write_columns(tmp_path, [{"text": "x"}, {"text": None}, {"text": "y" * 99}])
+    for kind, name in ((Parquet, "a.parquet"), (Arrow, "b.arrow")):
+        assert entries(kind(glob=f"{tmp_path}/{name}"), tmp_path, 50) == ["x", ["missing_field"], ["too_long"]]
+        with pytest.raises(
+            ValueError, match=rf"{name}: row 2: expected a string in field 'text', got a NoneType in it"
+        ):
+            raws(kind(glob=f"{tmp_path}/{name}"), tmp_path)
+        with pytest.raises(ValueError, match=rf"{name}: expected a column 'body', got \['text'\]; set {kind.__name__}"):
+            raws(kind(glob=f"{tmp_path}/{name}", field="body"), tmp_path)
+        (tmp_path / f"cut.{name}").write_bytes((tmp_path / name).read_bytes()[:-30])
+        with pytest.raises(ValueError, match=rf"cut.{name}: expected a whole file, got .*; fetch it again"):
+            raws(kind(glob=f"{tmp_path}/cut.{name}"), tmp_path)
+
+
+def test_a_saved_dataset_is_read_by_its_own_list_of_files(tmp_path):
+    folder = tmp_path / "saved"
+    for split, n in (("train", 200), ("test", 20)):
+        (folder / split).mkdir(parents=True)
+        table = pa.Table.from_pylist(RECORDS[:n])
+        names = [f"data-{i:05d}-of-00002.arrow" for i in range(2)]
+        for i, name in enumerate(names):
+            with pa.ipc.new_stream(folder / split / name, table.schema) as w:
+                w.write_table(table[i * n // 2 : (i + 1) * n // 2], max_chunksize=30)
+        (folder / split / "cache-123.arrow").write_bytes(b"not listed")
+        state = {"_data_files": [{"filename": name} for name in names], "_split": split}
+        (folder / split / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert entries(HFDataset(path=str(folder), template=TEMPLATE), tmp_path) == JOINED[:200]
+    assert entries(HFDataset(path=str(folder), split="test"), tmp_path) == [r["text"] for r in RECORDS[:20]]
+    assert entries(HFDataset(path=str(folder / "test"), split="test", field="q"), tmp_path)[19] == "q19 ß"
+    for kw, message in (
+        (dict(path=str(folder), split="tset"), "expected one of its splits .* got 'tset'; did you mean 'test'"),
+        (dict(path=str(folder / "test")), "expected split 'train', got 'test'; set HFDataset"),
+        (dict(path=str(tmp_path)), "expected what datasets' save_to_disk wrote, got no state.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HFDataset(**kw).parts(tmp_path)
+    before = HFDataset(path=str(folder)).identity()
+    (folder / "train" / names[1]).unlink()
+    with pytest.raises(ValueError, match=r"data-00001-of-00002.arrow: expected it as .*state.json says, got nothing"):
+        HFDataset(path=str(folder)).parts(tmp_path)
+    assert len(before) == 2
+
+
+def test_a_store_far_away_is_copied_once_and_said_so(tmp_path, monkeypatch):
+    far, cache, lines = tmp_path / "far", tmp_path / "cache", []
+    for name in ("x/b.jsonl", "y/a.jsonl", "x/no.txt"):
+        (far / name).parent.mkdir(parents=True, exist_ok=True)
+        (far / name).write_text(json.dumps({"text": name}) + "\n")
+    real = epath.Path
+    monkeypatch.setattr(epath, "Path", lambda p: real(str(p).replace("gs://bucket", str(far))))
+    source = Jsonl(glob="gs://bucket/*/*.jsonl")
+    assert source.identity() is None
+    with pytest.raises(ValueError, match="gs://bucket/.*: expected files, got no match"):
+        source.parts(cache)
+    source.fetch(cache, lines.append)
+    assert entries(source, cache) == ["x/b.jsonl", "y/a.jsonl"]
+    assert re.search(r"copying 2 of 2 files, 0.0 MB, to .*cache", lines[0]) and "MB/s" in lines[1]
+    source.fetch(cache, lines.append)
+    assert len(lines) == 2
+    (far / "x/b.jsonl").unlink()
+    (far / "y/a.jsonl").write_text(json.dumps({"text": "longer than it was"}) + "\n")
+    source.fetch(cache, lines.append)
+    assert entries(source, cache) == ["longer than it was"] and "copying 1 of 1" in lines[2]
+    with pytest.raises(ValueError, match="gs://bucket/x/none: expected files, got no match; check the glob"):
+        Jsonl(glob="gs://bucket/x/none").fetch(cache, lines.append)
+    with pytest.raises(ValueError, match="expected a store that can be listed, got Recursive"):
+        Jsonl(glob="gs://bucket/**/*.jsonl").fetch(cache, lines.append)
+
+
+@pytest.mark.usefixtures("small_stretches")
+def test_tfds_fills_a_template(tiny, tmp_path):
+    folder, _ = tiny
+    source = Tfds(name="tiny_texts", split="test", template="{t.en}: {text}", data_dir=folder)
+    texts = raws(Tfds(name="tiny_texts", split="test", data_dir=folder), tmp_path)
+    labels = raws(Tfds(name="tiny_texts", split="test", field="t.en", data_dir=folder), tmp_path)
+    assert raws(source, tmp_path) == [b": ".join(pair) for pair in zip(labels, texts)] and len(texts) == 20

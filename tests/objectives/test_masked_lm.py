@@ -252,7 +252,7 @@ def in_numpy(batch, z_loss):
     return tuple(sums)
 
 
-@pytest.mark.parametrize("pair", ["none", "sop"])
+@pytest.mark.parametrize("pair", ["none", "sop", "nsp"])
 def test_loss_agrees_with_numpy(pair):
     rows = text(7, newlines=0.1)
     rows["tokens"][1, 9:] = PAD
@@ -260,7 +260,7 @@ def test_loss_agrees_with_numpy(pair):
     rows["tokens"][3] = PAD
     objective = MaskedLM(**IDS, pair=pair, z_loss=0.01, chunks=5)
     objective.check(S)
-    batch = objective.examples(rows)
+    batch = objective.examples(rows | {"other": text(7, seed=1)["tokens"]})
     loss = jax.jit(lambda p, b: objective.loss(Encoder(p), b, dtype=jnp.float32, key=None))(PARAMS, batch)
     assert_close(tuple(loss), in_numpy(batch, 0.01))
 
