@@ -1,6 +1,6 @@
 """A small BART on the text of the quick start: rows as they were, from rows with spans masked and sentences moved.
 
-Hardware: two CPU cores, about a minute once the text is prepared. Expected: the loss falls from 8.3 to about 5.6 nats a
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: the loss falls from 8.3 to about 5.6 nats a
 target.
     lm train bart_tiny --workdir runs/bart_tiny
 """

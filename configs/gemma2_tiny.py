@@ -1,7 +1,7 @@
 """A small Gemma 2 on the text of the quick start: four norms a layer, capped scores and logits, a window in every
 other layer.
 
-Hardware: two CPU cores, about a minute once the text is prepared. Expected: a validation loss near 5.0 nats a token
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: a validation loss near 5.0 nats a token
 after 60 steps, 2.3 bits per byte; it begins at 8.3.
     lm train gemma2_tiny --workdir runs/gemma2_tiny
 """

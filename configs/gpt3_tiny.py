@@ -1,6 +1,6 @@
 """A small GPT-3 on the text of the quick start: a window of 32 tokens in every other layer.
 
-Hardware: two CPU cores, about a minute once the text is prepared. Expected: a validation loss near 5.0 nats a token
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: a validation loss near 5.0 nats a token
 after 60 steps, 2.3 bits per byte; it begins at 8.3.
     lm train gpt3_tiny --workdir runs/gpt3_tiny
 """

@@ -1,6 +1,6 @@
 """A small Mixtral on the text of the quick start: two of four experts for each token.
 
-Hardware: two CPU cores, about a minute once the text is prepared. Expected: a validation loss near 4.9 nats a token
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: a validation loss near 4.9 nats a token
 after 60 steps, 2.3 bits per byte; it begins at 8.3.
     lm train mixtral_tiny --workdir runs/mixtral_tiny
 """

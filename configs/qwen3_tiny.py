@@ -1,6 +1,6 @@
 """A small Qwen3 on the text of the quick start: heads wider than d_model / n_heads, with norms on q and k.
 
-Hardware: two CPU cores, about a minute once the text is prepared. Expected: a validation loss near 4.9 nats a token
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: a validation loss near 4.9 nats a token
 after 60 steps, 2.3 bits per byte; it begins at 8.3.
     lm train qwen3_tiny --workdir runs/qwen3_tiny
 """

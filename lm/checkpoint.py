@@ -26,8 +26,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from lm.errors import UserError
 
+IMPORTED = "hf"  # folder of a run that was imported: what its checkpoint does not hold of the model's folder
+
 # Orbax warns about every tree restored onto other devices, which is what restoring is for.
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+WAY_OUT = "restore its config or take a new --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +109,10 @@ class Checkpoints:
         state = {"step": found["train"]["step"], "params": found["params"], "opt": found["train"]["opt"]}
         return state | ({"ema": found["ema"]} if "ema" in found else {})
 
-    def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """The weights alone: their moving average where the run kept one."""
+    def restore_params(self, step: int, abstract_params: Any, way_out: str = WAY_OUT) -> Any:
+        """The weights alone: their moving average where the run kept one. way_out: of weights that do not fit."""
         item = "ema" if "ema" in self._shapes(step) else "params"
-        return self._restore(step, {item: abstract_params})[item]
+        return self._restore(step, {item: abstract_params}, way_out)[item]
 
     def wait(self) -> None:
         """Until what was saved is on disk."""
@@ -118,14 +123,13 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.close()
 
-    def _restore(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _restore(self, step: int, wanted: dict[str, Any], way_out: str = WAY_OUT) -> dict[str, Any]:
         stored = self._shapes(step)
         for item, tree in wanted.items():
             where = f"{self.folder}/{step}/{item}"
             if item not in stored:
-                hint = "; an imported model is not resumed: start a run with train.init_from" if item == "train" else ""
-                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}{hint}")
-            _compare(stored[item], _flatten(tree), where)
+                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}; {way_out}")
+            _compare(stored[item], _flatten(tree), where, way_out)
         args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
         restored = self._manager.restore(step, args=args)
         return {k: restored[k] for k in wanted}
@@ -172,7 +176,7 @@ def _key(k: Any) -> str:
     return str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
 
 
-def _compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+def _compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str, way_out: str) -> None:
     missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     other = [p for p in sorted(wanted.keys() & stored.keys()) if wanted[p] != stored[p]]
     if not (missing or extra or other):
@@ -187,4 +191,4 @@ def _compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str) -> 
         cause = "saved with another model.n_layers or model.vocab_size"
     else:
         cause = "saved by another model"
-    raise UserError(f"{where}: {'; '.join(lines)}{more}; it was {cause}: restore its config or take a new --workdir")
+    raise UserError(f"{where}: {'; '.join(lines)}{more}; it was {cause}: {way_out}")

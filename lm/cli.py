@@ -75,7 +75,7 @@ def _eval(args: argparse.Namespace) -> int:
     restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
     config.check_task(restored.config)
     corpus = open_corpus(restored.config.data)
-    if corpus.tokenizer.fingerprint != restored.tokenizer.fingerprint:
+    if restored.tokenizer is None or corpus.tokenizer.fingerprint != restored.tokenizer.fingerprint:
         raise errors.UserError(
             f"{restored.config.data.path}: made with another tokenizer than the run {args.workdir}; "
             f"prepare its data again, or name the right folder with data.path=..."

@@ -252,9 +252,13 @@ def resolve_class(base: type, name: Any, at: str) -> type:
 
 
 def _subclasses(base: type) -> list[type]:
-    """`base` (unless it only exists to be subclassed) and everything below it that has been imported."""
-    direct: list[type] = base.__subclasses__()
-    return [c for sub in direct for c in _subclasses(sub)] or [base]
+    """All below `base` that has been imported, or `base` where nothing is. A `_Name` only exists to be subclassed."""
+
+    def below(kind: type) -> list[type]:
+        direct: list[type] = kind.__subclasses__()
+        return [c for sub in direct for c in (sub, *below(sub))]
+
+    return [c for c in below(base) if not c.__name__.startswith("_")] or [base]
 
 
 def _literal(node: ast.expr) -> Any:

@@ -258,9 +258,7 @@ def _check_ids(config: Config) -> None:
     fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     for name, value in fields.items():
         if name.endswith("_id") and value >= model.vocab_size:
-            raise UserError(
-                f"objective.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}"
-            )
+            raise UserError(f"objective.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}")
     if isinstance(tokenizer, SentencePiece):
         for name in ("mask_id", "cls_id", "sep_id", "first_sentinel_id"):
             lowest = fields.get(name, tokenizer.vocab_size)

@@ -18,6 +18,9 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with EXIT_USER.
     """
 
+    def __init__(self, message: str):
+        super().__init__(message.replace("\n", "\\n"))  # a key or a file name may hold one
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, else the list of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import jax
 from lm import config as configs
 from lm.checkpoint import Checkpoints
 from lm.config import Config, Resolved
+from lm.data import Tokenizer
 from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
 from lm.models import Words
 from lm.training.setup import Setup, compute_dtype
 
 if TYPE_CHECKING:
+    from lm.data.hf_tokenizer import HFTokenizer
     from lm.generation import Generator
 
 
@@ -45,15 +48,30 @@ class Run:
         if self.tokenizer is None:
             raise UserError("generate: the imported folder had no tokenizer; import it again with one")
         objective = self.config.objective
+        ours = isinstance(self.tokenizer, Tokenizer)
         return Generator(
             self.config.model,
             self.params,
-            self.tokenizer,
-            start_id=objective.start_id,
-            pad_id=objective.pad_id,
-            end_id=self.tokenizer.eos_id,
+            self.tokenizer if ours else _Imported(self.tokenizer),
+            start_id=objective.start_id if ours else None,
+            pad_id=objective.pad_id if ours else objective.start_id,
+            end_id=objective.start_id,
             dtype=compute_dtype(self.config.train.precision, self.setup.mesh),
         )
+
+
+class _Imported:
+    """The tokenizer of a model folder, for prompts as transformers makes them: what its class puts before a text is
+    the start. Nothing is padding to be kept from being drawn."""
+
+    def __init__(self, tokenizer: HFTokenizer):
+        self._tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, special=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special=True)
 
 
 def restore(
@@ -67,21 +85,18 @@ def restore(
 
     Needs nothing but the folder: config and tokenizer come out of the checkpoint.
     """
-    checkpoints = Checkpoints(workdir)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{workdir}: no finished checkpoint here yet")
-    if step is not None and step not in steps:
-        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    step = steps[-1] if step is None else step
-    meta = checkpoints.meta(step)
-    resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
-    resolved = configs.overridden(resolved, overrides)
-    config = resolved.config
-    mesh = fitting_mesh(config) if mesh is None else mesh
-    setup = Setup.make(config, mesh)
-    params = checkpoints.restore_params(step, setup.abstract_state["params"])
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{workdir}: no finished checkpoint here yet")
+        if step is not None and step not in steps:
+            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        step = steps[-1] if step is None else step
+        meta = checkpoints.meta(step)
+        resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
+        resolved = configs.overridden(resolved, overrides)
+        setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
+        params = checkpoints.restore_params(step, setup.abstract_state["params"])
     return Run(resolved, step, setup, params, _tokenizer(meta.tokenizer))
 
 
@@ -91,15 +106,16 @@ def _tokenizer(data: bytes) -> Any:
     return from_bytes(data) if data else None
 
 
-def fitting_mesh(config: Config) -> jax.sharding.Mesh:
-    """The config's mesh, else all devices as fsdp, else one device: a run is read on other machines than it ran on."""
+def fitting_setup(config: Config) -> Setup:
+    """On the config's mesh, else on all devices as fsdp, else on one device: a run is read on other machines than it
+    ran on. A mesh fits whose devices divide the batch and the parameters."""
     for mesh in (config.mesh, Mesh()):
         try:
             configs.check_mesh(dataclasses.replace(config, mesh=mesh), jax.device_count())
+            return Setup.make(config, make_mesh(mesh))
         except UserError:
             continue
-        return make_mesh(mesh)
-    return make_mesh(Mesh(), jax.devices()[:1])
+    return Setup.make(config, make_mesh(Mesh(), jax.devices()[:1]))
 
 
 def generate(run: Run | str | Path, prompts: str | Sequence[str], **sampling: Any) -> list[str]:

@@ -196,7 +196,7 @@ def test_origins_tell_default_from_recipe_at_every_depth():
         ("train.steps=60", {"train.steps"}),
         ("train.steps=50", {"train.steps"}),  # the recipe's own value, but said again
         ("optim.betas=(0.8, 0.9)", {"optim.betas"}),
-        ("mesh.tensor=2", {"mesh.tensor"}),
+        ("mesh.data=2", {"mesh.data"}),
         ("data.tokenizer.kind=bpe", {"data.tokenizer.kind"}),
         ("data.tokenizer=other.model", {"data.tokenizer"}),
         ("data.sources.notes.glob=*.md", {"data.sources.notes.glob"}),
@@ -260,9 +260,9 @@ WRONG = {
     "mesh axis twice": ("rules.act_batch=[data,data]", "rules.act_batch: ", "('data', 'data')", "drop one"),
     "unknown section": ("optm.lr=1", "optm: ", "'optm'", "did you mean 'optim'?"),
     "unknown field": ("train.step=5", "train.step: ", "'step'", "did you mean 'steps'?"),
-    "field of another class": ("model.max_positions=5", "model.max_positions: ", "Llama", "known: "),
+    "field of another class": ("model.zzz=5", "model.zzz: ", "Llama", "known: "),
     "unknown class": ("model=Lama", "model: ", "'Lama'", "did you mean 'Llama'?"),
-    "class of another section": ("model=AdamW", "model: ", "'AdamW'", "known: GPT2, Llama"),
+    "class of another section": ("model=AdamW", "model: ", "'AdamW'", "known: Albert, Bart, Bert, GPT2, "),
     "no value": ("train.steps", "'train.steps': ", "", "expected path=value"),
     "float for int": ("train.steps=1e3", "train.steps: ", "got 1000.0", "write 1000"),
     "text for int": ("train.steps=many", "train.steps: ", "got 'many'", "expected int"),
@@ -312,7 +312,8 @@ def test_a_wrong_config_is_one_line_with_path_got_and_way_out(name):
         ({"optim": AdamW(lr=0.1, betas=(0.9, False))}, "optim.betas[1]: expected float, got False"),
         (
             {"objective": AdamW(lr=0.1)},
-            "objective: expected Objective, got the class 'lm.optim.optimizers.AdamW'; one of CausalLM",
+            "objective: expected Objective, got the class 'lm.optim.optimizers.AdamW'; one of CausalLM, Denoising, "
+            "MaskedLM, Seq2Seq, SpanCorruption",
         ),
         ({"mesh": None}, "mesh: expected Mesh, got None; one of Mesh(...)"),
     ],

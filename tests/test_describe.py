@@ -1,4 +1,4 @@
-"""Published parameter counts, and bytes against what JAX really places."""
+"""Published parameter counts, FLOPs against what XLA counts, and bytes against what JAX really places."""
 
 import dataclasses
 import json
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lm import config as configs
 from lm.config import Config, Train
@@ -16,8 +18,23 @@ from lm.data import Data, SentencePiece, Stdlib
 from lm.describe import describe
 from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
-from lm.models import Llama
-from lm.objectives import CausalLM
+from lm.models import (
+    GPT2,
+    T5,
+    Albert,
+    Bart,
+    Bert,
+    Gemma2,
+    Llama,
+    Mixtral,
+    Model,
+    Qwen3Moe,
+    Roberta,
+    Transformer,
+    WordsAndPair,
+)
+from lm.models.base import FlopsPerToken, Row, abstract, count, count_active, flops_per_token
+from lm.objectives import CausalLM, Denoising, MaskedLM, Objective, Seq2Seq, SpanCorruption
 from lm.optim import Adafactor, AdamW, Muon
 from lm.training.setup import Setup, device_bytes
 
@@ -26,6 +43,7 @@ from lm.config import Config, Train
 from lm.data import Data, SentencePiece, Stdlib
 from lm.mesh import Mesh
 from lm.models import GPT2, Llama
+from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.optim import AdamW
 
@@ -100,6 +118,90 @@ def test_costs_of_gpt2_by_hand(recipe):
     assert found["bytes per device"].startswith(f"{124_439_808 * 16 / 2**30:.2f} GiB")
 
 
+# Wide enough for matmuls to be nearly all of the work: XLA counts norms, softmaxes and activations too.
+V, D, S = 512, 256, 64
+WIDTHS = dict(vocab_size=V, d_model=D, n_layers=2, n_heads=4)
+ENCODER = WIDTHS | dict(d_ff=640, max_positions=66)
+MASKED = MaskedLM(mask_id=500, cls_id=501, sep_id=502, vocab_size=500)
+PAIRS = MaskedLM(mask_id=500, cls_id=501, sep_id=502, vocab_size=500, pair="sop")
+EXPERTS = WIDTHS | dict(n_kv_heads=2, d_ff=320, n_experts=4, capacity_factor=1.0)
+COUNTED = {
+    "gpt2": (GPT2(**WIDTHS, max_positions=S), CausalLM()),
+    "llama": (Llama(**WIDTHS, n_kv_heads=2, d_ff=640), CausalLM()),
+    "gemma2": (Gemma2(**WIDTHS, n_kv_heads=2, head_dim=32, d_ff=640, window=16), CausalLM()),
+    "mixtral": (Mixtral(**EXPERTS, top_k=2), CausalLM()),
+    "bert": (Bert(**ENCODER, task=WordsAndPair()), PAIRS),
+    "roberta": (Roberta(**ENCODER), MASKED),
+    "albert": (Albert(**ENCODER | dict(n_layers=3), d_embed=64), MASKED),
+    "t5": (
+        T5(**WIDTHS, head_dim=48, d_ff=640, dropout=0.0, n_encoder_layers=3),
+        SpanCorruption(first_sentinel_id=511, n_sentinels=12),
+    ),
+    "bart": (Bart(**ENCODER, dropout=0.0), Denoising(mask_id=511)),
+    "transformer": (Transformer(**WIDTHS, d_ff=640, dropout=0.0), Seq2Seq(max_source=40, max_target=24)),
+}
+
+
+def counted(model: Model, objective: Objective) -> FlopsPerToken:
+    return flops_per_token(model, abstract(model).infos, S, objective.row(S))
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_flops_are_what_xla_counts(name):
+    model, objective = COUNTED[name]
+    # XLA counts the body of a loop once, whatever its trips, and what is recomputed as work.
+    unrolled = dataclasses.replace(model, scan=False, remat="none", attention_block=0)
+    parts = abstract(unrolled)
+
+    def loss(params, batch):
+        return objective.loss(nnx.merge(parts.graphdef, params), batch, dtype=jnp.float32, key=None).total
+
+    found = jax.jit(jax.grad(loss)).lower(parts.params, objective.features(2, S)).cost_analysis()["flops"] / (2 * S)
+    expected = counted(model, objective).full
+    if isinstance(model, Mixtral):  # tokens to experts and back by matmuls: 5 products of [S, k S] with [k S, D]
+        expected += model.n_layers * 5 * 2 * model.top_k * S * D
+    assert 1.0 <= found / expected < 1.02
+
+
+def test_flops_of_a_mixture_are_those_of_a_dense_model_as_wide_as_its_active_experts():
+    mixture, dense = Mixtral(**EXPERTS, top_k=3), Llama(**WIDTHS, n_kv_heads=2, d_ff=3 * 320)
+    routers = 6 * 2 * D * 4  # both layers' [D, E]
+    row = CausalLM().row(S)
+    for a, b in zip(counted(mixture, CausalLM()), counted(dense, CausalLM())):
+        assert a == pytest.approx(b + routers, rel=1e-12)
+    infos = abstract(mixture).infos
+    assert count(infos) - count_active(mixture, infos) == 2 * 3 * D * 320  # one expert of four, in two layers
+    assert row == Row(length=S, predicted=S)
+
+
+def test_only_causal_attention_is_halved():
+    attention = 12 * 2 * D * S  # of two layers over the square, per token
+    for name, (model, objective) in COUNTED.items():
+        flops = counted(model, objective)
+        if model.family == "encoder":
+            assert flops.causal == flops.full, name
+        elif name in ("gpt2", "llama", "mixtral"):
+            assert flops.full - flops.causal == attention / 2, name
+    full, causal = counted(*COUNTED["transformer"])
+    assert full - causal == pytest.approx(12 * 2 * D * 24 * 24 / S / 2, rel=1e-9)  # the decoder's own alone
+
+
+def test_active_parameters_leave_dense_layers_and_routers_whole():
+    model = Qwen3Moe(
+        vocab_size=V, d_model=D, n_layers=3, n_heads=4, head_dim=32, d_ff=640, dense=(1,), n_experts=8, top_k=2,
+        expert_d_ff=96,
+    )  # fmt: skip
+    infos = abstract(model).infos
+    assert count(infos) - count_active(model, infos) == 2 * 6 * 3 * D * 96
+
+
+def test_what_is_printed_of_encoders_and_mixtures():
+    masked, mixture = facts(describe("bert_base")), facts(describe("mixtral_8x7b"))
+    assert "causal" not in masked["FLOPs per token"] and "full" not in masked["FLOPs in all"]
+    assert mixture["parameters"] == "46,702,792,704, 12,879,925,248 active for a token"
+    assert mixture["mesh"] == "256 device(s): fsdp=32 x expert=8"
+
+
 def test_fsdp_divides_the_bytes_by_the_devices(recipe):
     one, eight = (facts(describe(recipe(LLAMA3_8B), (), n)) for n in (1, 8))
     norms = (2 * 32 + 1) * 4096  # replicated
@@ -166,7 +268,7 @@ def test_devices_default_to_the_fewest_that_the_mesh_fits(recipe):
     [
         ([], 0, "--devices: expected at least 1, got 0"),
         ([], 3, "data.batch_size: 8 is not divisible by the 3 data shards"),
-        (["mesh.tensor=2"], 3, "mesh: fsdp=-1 x tensor=2 does not fit 3 devices"),
+        (["mesh.tensor=2", "model.vocab_size=50258"], 3, "mesh: fsdp=-1 x tensor=2 does not fit 3 devices"),
         (["mesh.tensor=2"], 2, "embed.table: axis 'vocab' of size 50257 is not divisible by mesh axis tensor=2"),
         (
             ["mesh.tensor=8", "model.vocab_size=50264"],

@@ -48,7 +48,7 @@ def test_weights_and_activations_do_not_share_a_rule():
         {f.name for f in dataclasses.fields(Rules) if f.name.startswith("act_") == a} for a in (0, 1)
     )
     assert {f"act_{w}" for w in weights} & activations == {
-        f"act_{n}" for n in ("embed", "heads", "kv_heads", "mlp", "vocab")
+        f"act_{n}" for n in ("embed", "heads", "kv_heads", "mlp", "vocab", "experts")
     }
     assert Rules(embed=None).spec(("act_embed", "act_mlp")) == Rules().spec(("act_embed", "act_mlp"))
 

@@ -1,7 +1,7 @@
 """Loss and perplexity on the validation split of each source; of a language model, bits per byte beside compressors.
 
 Bits per byte counts the bytes of the original text that the predicted tokens stand for, so models with different
-tokenizers compare. Where a model sees some of the text that it predicts, or predicts only some, there is no such number.
+tokenizers compare. Where a model sees some of the text it predicts, or predicts only some, there is no such number.
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ class Perplexity:
         return self.nats / math.log(2) / max(self.n_bytes, 1) if self.unit == "token" else None
 
     def record(self) -> dict[str, float]:
+        """What is known: nothing but the counts where nothing was predicted."""
+        counts: dict[str, float] = {"tokens": self.tokens, "bytes": self.n_bytes}
+        if not self.tokens:
+            return counts
         bits = {} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}
-        return {"loss": self.loss, "perplexity": self.perplexity, **bits, "tokens": self.tokens, "bytes": self.n_bytes}
+        return {"loss": self.loss, "perplexity": self.perplexity, **bits, **counts}
 
 
 def evaluate(

@@ -16,18 +16,22 @@ def print_evaluation(results: Mapping[str, Perplexity], corpus: Corpus, title: s
     every = total(results)
     compressed = every.bits_per_byte is not None
     table = Table(title=f"validation, {title}", title_justify="left")
-    for column in ("source", f"loss per {every.unit}", "perplexity", f"{every.unit}s"):
-        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
-    for column in ("bits/byte", "gzip -9", "xz -9") if compressed else ():
+    measures: tuple[str, ...] = ("loss", "perplexity", "bits/byte", "gzip -9", "xz -9")
+    if not compressed:
+        measures = (f"loss per {every.unit}", "perplexity", f"{every.unit}s")
+    table.add_column("source", no_wrap=True)
+    for column in measures:
         table.add_column(column, justify="right", no_wrap=True)
     rows = dict(results) | ({"total": every} if len(results) > 1 else {})
     texts = {name: validation_text(corpus, name) for name in results} if compressed else {}
     texts["total"] = b"".join(texts.values())
     for name, r in rows.items():
-        cells = [name, f"{r.loss:.4f}", f"{r.perplexity:.2f}", f"{r.tokens:,}"]
+        cells = [name, f"{r.loss:.4f}", f"{r.perplexity:.2f}"] if r.tokens else [name, "-", "-"]
         if compressed:
             c = compress(texts[name])
             cells += [f"{r.bits_per_byte:.4f}", f"{c.gzip:.4f}", f"{c.xz:.4f}"]
+        else:
+            cells.append(f"{r.tokens:,}")
         table.add_row(*cells)
     Console(highlight=False).print(table)
 

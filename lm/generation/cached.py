@@ -88,11 +88,12 @@ class CachedDecoder:
         empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         segments = jnp.where(valid, 1, NO_SLOT)
         index = jnp.arange(p)
+        positions = jnp.where(valid, jnp.cumsum(valid, axis=1) - 1, 0)
         module = self._module(params)
         out = module(
             prompts,
             dtype=self.dtype,
-            positions=jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0),
+            positions=positions,
             mask=Mask(index, index, jnp.ones_like(segments), segments, causal=True, aligned=True),
             cache=(empty,) * len(self.model.order),
             index=jnp.int32(0),
@@ -100,7 +101,7 @@ class CachedDecoder:
         cache = DecoderCache(
             layers=_with_room(out.cache, new),
             segments=jnp.pad(segments, ((0, 0), (0, new)), constant_values=1),
-            lengths=jnp.sum(valid, axis=1, dtype=jnp.int32),
+            lengths=positions[:, -1].astype(jnp.int32) + 1,  # new tokens count on from the last one, as in transformers
         )
         return module.logits(out.hidden[:, -1:])[:, 0], cache
 

@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
 class Generator:
     """Completes prompts with `model`, whose documents open with `start_id` and end with `end_id` (None: the same): one
-    precedes each prompt, the other ends each text.
+    precedes each prompt, the other ends each text. start_id None: nothing precedes, as `encode` sees to it.
 
     A row's result depends on its prompt, the sampling settings and, unless greedy, its place in the call; not on the
     other rows or on padding (up to rounding). `pad_id` and ids outside the tokenizer are never drawn.
@@ -45,7 +45,7 @@ class Generator:
         params: dict,
         tokenizer: Tokenizer,
         *,
-        start_id: int,
+        start_id: int | None,
         pad_id: int,
         end_id: int | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -53,7 +53,11 @@ class Generator:
         chunk: int = 8,
     ):
         end_id = start_id if end_id is None else end_id
-        for name, value in (("start_id", start_id), ("pad_id", pad_id), ("end_id", end_id)):
+        if end_id is None:
+            raise UserError("generate.end_id: expected an id where start_id is None, got None; pass it")
+        self.start = () if start_id is None else (start_id,)
+        ids_by_name = (*(("start_id", i) for i in self.start), ("pad_id", pad_id), ("end_id", end_id))
+        for name, value in ids_by_name:
             if not 0 <= value < model.vocab_size:
                 raise UserError(
                     f"generate.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}; "
@@ -69,7 +73,7 @@ class Generator:
                 raise UserError(f"generate.{name}: expected at least 1, got {value}")
         ids = np.arange(model.vocab_size)
         never = ((ids >= tokenizer.vocab_size) | (ids == pad_id)) & (ids != end_id)
-        self.model, self.tokenizer, self.start_id, self.end_id = model, tokenizer, start_id, end_id
+        self.model, self.tokenizer, self.end_id = model, tokenizer, end_id
         self.batch_size, self.chunk = batch_size, chunk
         self._decode = Decode(model, params, never, end_id, dtype)
 
@@ -77,8 +81,9 @@ class Generator:
         """The text that follows each prompt. Prompts may be empty."""
         if isinstance(prompts, str):
             raise UserError("generate.prompts: expected a list of strings, got one string; write [prompt]")
-        ids = self.tokens([self.tokenizer.encode(p) for p in prompts], sampling)
-        return [_cut(self.tokenizer.decode(row), sampling.stop) for row in ids]
+        encoded = [self.tokenizer.encode(p) for p in prompts]
+        rows = self.tokens(encoded, sampling)
+        return [_cut(self._text(prompt, ids), sampling.stop) for prompt, ids in zip(encoded, rows, strict=True)]
 
     def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         """The ids that follow each prompt: up to `end_id`, or through the token that completes a stop string."""
@@ -100,7 +105,7 @@ class Generator:
     def _stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
         shown, text = 0, ""
         for (ids,) in self._run([prompt], 0, sampling, self.chunk):
-            text = _cut(self.tokenizer.decode(ids), sampling.stop)
+            text = _cut(self._text(prompt, ids), sampling.stop)
             safe = _without_stop_start(text.rstrip(INCOMPLETE), sampling.stop)
             if len(safe) > shown:
                 yield safe[shown:]
@@ -113,11 +118,11 @@ class Generator:
     ) -> Iterator[list[list[int]]]:
         """Yields the new ids of all rows so far, after the first token and then after each chunk."""
         n, limit, k = len(prompts), sampling.max_new_tokens, knobs(sampling)
-        b, p = _bucket(n, 1), _bucket(1 + max(map(len, prompts)))
-        tokens, lengths = np.full((b, p), self.start_id, np.int32), np.zeros(b, np.int32)
+        b, p = _bucket(n, 1), _bucket(len(self.start) + max(map(len, prompts)))
+        tokens, lengths = np.full((b, p), self.end_id, np.int32), np.zeros(b, np.int32)
         for i, prompt in enumerate(prompts):
-            lengths[i] = 1 + len(prompt)
-            tokens[i, p - len(prompt) :] = prompt
+            lengths[i] = len(self.start) + len(prompt)
+            tokens[i, p - lengths[i] :] = (*self.start, *prompt)
         rows = np.arange(first, first + b, dtype=np.int32)
         state = self._decode.start(tokens, lengths, rows, sampling.seed, k, new=_bucket(limit))
         drawn, halt = 1, np.zeros(b, bool)
@@ -131,7 +136,7 @@ class Generator:
                 if halt[i]:
                     continue
                 checked, ids[i] = len(ids[i]), _until(out[i, :drawn].tolist(), self.end_id)
-                end = self._stop_end(ids[i], checked, sampling.stop)
+                end = self._stop_end(prompts[i], ids[i], checked, sampling.stop)
                 if end is not None:
                     ids[i], halt[i] = ids[i][:end], True
             yield [list(row) for row in ids]
@@ -140,11 +145,15 @@ class Generator:
             drawn = min(drawn + chunk, limit)
             state = self._decode.go_on(state, drawn, halt, k)
 
-    def _stop_end(self, ids: list[int], checked: int, stop: tuple[str, ...]) -> int | None:
+    def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """What `ids` add to a prompt: alone they would lose the space that some tokenizers drop before a text."""
+        return self.tokenizer.decode([*prompt, *ids])[len(self.tokenizer.decode(prompt)) :]
+
+    def _stop_end(self, prompt: Sequence[int], ids: list[int], checked: int, stop: tuple[str, ...]) -> int | None:
         """The number of ids that complete a stop string first, when the first `checked` do not."""
 
         def found(n: int) -> bool:
-            text = self.tokenizer.decode(ids[:n]).rstrip(INCOMPLETE)
+            text = self._text(prompt, ids[:n]).rstrip(INCOMPLETE)
             return any(s in text for s in stop)
 
         if not stop or not found(len(ids)):
@@ -159,11 +168,14 @@ class Generator:
                 f"generate.prompts[{i}]: expected ids below model.vocab_size {v}, got {bad[0]}; "
                 "use the tokenizer that the model was trained with"
             )
-        room = None if longest is None else longest - 1 - len(prompt)
+        n = len(self.start) + len(prompt)
+        if not n:
+            raise UserError(f"generate.prompts[{i}]: expected a token, got none; this model has no start token")
+        room = None if longest is None else longest - n
         if room is not None and room < sampling.max_new_tokens:
             way_out = f"set generate.max_new_tokens<={room} or shorten it" if room > 0 else "shorten the prompt"
             raise UserError(
-                f"generate.prompts[{i}]: expected at most {longest} tokens (model.max_seq_len), got {1 + len(prompt)} "
+                f"generate.prompts[{i}]: expected at most {longest} tokens (model.max_seq_len), got {n} "
                 f"with the start token and {sampling.max_new_tokens} new ones; {way_out}"
             )
 

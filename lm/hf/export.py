@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from lm.errors import UserError
 from lm.hf import families, table
 from lm.hf.folder import CONFIG, GENERATION_CONFIG
-from lm.hf.model import Model
+from lm.hf.model import DTYPES, Model
 from lm.hf.table import Slot
 from lm.hf.tensors import write_folder, write_tensors
 from lm.hf.weights import write_items
@@ -23,7 +23,6 @@ from lm.models import SequenceLabels
 from lm.models.tasks import Labels
 from lm.nn.param import paths
 
-DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt "
     "spiece.model tokenizer.model sentencepiece.bpe.model source.spm target.spm chat_template.jinja"
@@ -101,7 +100,13 @@ def config_of(model: ModelConfig, dtype: str, more: Mapping[str, Any]) -> dict[s
     return config | dict(more) | family.write(model)
 
 
-def layout_of(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
-    """Where the parameters of `model` go in a folder."""
+def layout_of(
+    model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: Collection[str] | None = None
+) -> dict[str, Slot]:
+    """Where the parameters of `model` go in a folder; names: of its tensors, if it is to be another than the usual."""
     family, _ = families.of_model(model)
-    return table.plan(family.table(model), shapes)
+    for rows in (family.table, *family.other_tables):
+        slots = table.plan(rows(model), shapes)
+        if names is None or slots.keys() == set(names):
+            return slots
+    raise AssertionError(f"no layout of a {type(model).__name__} has the tensors {sorted(names or ())[:3]} ...")

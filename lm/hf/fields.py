@@ -47,6 +47,15 @@ ACTIVATIONS = {
 }
 ACTIVATION_NAMES = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu", "tanh": "tanh"}
 
+TYPES: dict[type, tuple[type | tuple[type, ...], str]] = {
+    int: (int, "an integer"),
+    float: ((int, float), "a number"),
+    bool: ((bool, int), "true or false"),
+    str: (str, "a name"),
+    list: (list, "a list"),
+    dict: (dict, "an object"),
+}
+
 
 class Fields:
     """The fields of one config.json; `where` begins every error. stored: the tensors beside it, by name."""
@@ -56,10 +65,14 @@ class Fields:
         self._taken: set[str] = set()
 
     def take(self, *names: str, default: Any = REQUIRED) -> Any:
-        """The first of `names` that is there and not null, else `default`. All of them count as taken."""
+        """The first of `names` that is there and not null, else `default`. All of them count as taken.
+
+        It must be of the default's type; an integer where there is none.
+        """
         self._taken |= set(names)
         for name in names:
             if self.config.get(name) is not None:
+                self._check_type(name, int if default is REQUIRED else type(default))
                 return self.config[name]
         if default is REQUIRED:
             raise UserError(
@@ -68,9 +81,16 @@ class Fields:
             )
         return default
 
+    def _check_type(self, name: str, kind: type) -> None:
+        value = self.config[name]
+        if kind in TYPES and not isinstance(value, TYPES[kind][0]):
+            raise UserError(f"{self.where}: {name}: expected {TYPES[kind][1]}, got {value!r}")
+
     def given(self, name: str, *, default: Any) -> Any:
         """The field as it is there, null too, else `default`: of fields where null is a value."""
         self._taken.add(name)
+        if self.config.get(name) is not None:
+            self._check_type(name, type(default))
         return self.config.get(name, default)
 
     def windowed(self, n_layers: int, *, default: Sequence[bool]) -> tuple[bool, ...]:
@@ -123,11 +143,11 @@ class Fields:
         """Rotary positions: `rope_parameters` of transformers 5 (`key`: the part of one layer type), or the older
         rope_theta, rope_scaling, partial_rotary_factor, rotary_pct and rotary_emb_base. theta, fraction: the family's
         defaults."""
-        rope = self.take("rope_parameters", default=None)
-        rope = rope.get(key, rope) if rope is not None and key is not None else rope
-        old = self.take("rope_scaling", default=None)
+        rope = self.take("rope_parameters", default={})
+        rope = rope.get(key, rope) if key is not None else rope
+        old = self.take("rope_scaling", default={})
         return self.rope_of(
-            dict(rope if rope is not None else old or {}),
+            dict(rope or old),
             theta=self.take("rope_theta", "rotary_emb_base", default=theta),
             fraction=self.take("partial_rotary_factor", "rotary_pct", default=fraction),
         )

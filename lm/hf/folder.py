@@ -25,6 +25,8 @@ from lm.nn.param import paths
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
+N_LABELS = {"bart": 3}  # where config.json says nothing; else 2
+
 PROBLEMS: dict[str, Problem] = {
     "regression": "regression",
     "single_label_classification": "single_label",
@@ -130,17 +132,20 @@ def read_task(config: Mapping[str, Any], kind: type[Task], where: str) -> Task:
     """The task of a class with the number of its labels."""
     if not issubclass(kind, Labels):
         return kind()
-    n = config.get("num_labels")
-    n = len(config.get("id2label") or (0, 1)) if n is None else n
+    labels, n = config.get("id2label"), config.get("num_labels")
+    if labels is not None:
+        n = len(labels)  # the names win, as in transformers
+    elif n is None:
+        n = N_LABELS.get(config["model_type"], 2)
     if not isinstance(n, int) or n < 1:
         raise UserError(f"{where}: num_labels: expected a positive number, got {n!r}")
     if not issubclass(kind, SequenceLabels):
         return kind(n_labels=n)
     problem = config.get("problem_type")
-    if problem is not None and problem not in PROBLEMS:
+    if problem is not None and not (isinstance(problem, str) and problem in PROBLEMS):
         raise UserError(
             f"{where}: problem_type: expected one of {', '.join(PROBLEMS)}, got {problem!r}"
-            f"{did_you_mean(problem, PROBLEMS)}"
+            f"{did_you_mean(str(problem), PROBLEMS)}"
         )
     default: Problem = "regression" if n == 1 else "single_label"
     return kind(n_labels=n, problem=PROBLEMS[problem] if problem else default)

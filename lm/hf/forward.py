@@ -12,38 +12,12 @@ from jax.typing import DTypeLike
 from lm.errors import UserError
 from lm.hf import losses
 from lm.hf.family import Family
+from lm.hf.inputs import PAIR_LABELS
 from lm.models import Model, SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
 from lm.nn.mask import Mask
 from lm.objectives.base import router_loss
 
 Inputs = Mapping[str, jax.Array]
-
-# The label of a sentence pair, and the logits for it, by class.
-PAIR_LABELS = {
-    "bert": ("next_sentence_label", "seq_relationship_logits"),
-    "albert": ("sentence_order_label", "sop_logits"),
-}
-
-
-def arguments(model: Model, config: Mapping[str, Any]) -> set[str]:
-    """What the class can be called with."""
-    names = {"input_ids", "attention_mask"}
-    names |= {"start_positions", "end_positions"} if isinstance(model.task, Spans) else {"labels"}
-    if isinstance(model.task, WordsAndPair):
-        names.add(PAIR_LABELS[config["model_type"]][0])
-    match model.family:
-        case "decoder":
-            return names | {"position_ids"} | ({"output_router_logits"} if model.active_experts < 1 else set())
-        case "encoder":
-            return names | {"position_ids", "token_type_ids"}
-        case _:
-            return names | {"decoder_input_ids", "decoder_attention_mask"}
-
-
-def vocab_size(model: Model, name: str) -> int:
-    """The ids that `input_ids` or `decoder_input_ids` may have."""
-    target = getattr(model, "target_vocab_size", None)
-    return target if target is not None and name.startswith("decoder") else model.vocab_size
 
 
 def has_labels(model: Model, config: Mapping[str, Any], inputs: Inputs) -> bool:
@@ -73,15 +47,19 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
     seen = Mask(index, index, jnp.ones_like(ids), jnp.where(mask, 1, -1), causal=True, aligned=True)
     positions = inputs.get("position_ids")
     positions = family.positions(ids, mask, model) if positions is None else jnp.broadcast_to(positions, ids.shape)
-    x = module(ids, dtype=dtype, positions=positions, mask=seen, valid=mask, record=True)
+    x = module(ids, dtype=dtype, positions=positions, mask=seen, record=True)
+    router = x.router
+    if router is not None and "attention_mask" in inputs:
+        # In transformers padding goes through the experts too, but does not count for their balance.
+        router = module(ids, dtype=dtype, positions=positions, mask=seen, valid=mask).router
     out: dict[str, Any] = {"hidden_states": (*x.states[:-1], x.hidden)}
     if isinstance(model.task, Words):
         out["logits"] = module.logits(x.hidden)
         if "labels" in inputs:
             out["loss"] = losses.next_token(out["logits"], inputs["labels"])
         asked = inputs.get("output_router_logits", config.get("output_router_logits", False))
-        if x.router is not None:
-            aux = router_loss(x.router, 1.0, 0.0)
+        if router is not None:
+            aux = router_loss(router, 1.0, 0.0)
             out["aux_loss"] = aux
             if "loss" in out:
                 weight = config.get("router_aux_loss_coef", 0.001)

@@ -39,7 +39,7 @@ def read_gemma(f: Fields, task: Task) -> Gemma:
 def read_gemma2(f: Fields, task: Task) -> Gemma2:
     return Gemma2(
         **_shared(f, task, kv_heads=4) | {"activation": f.activation("hidden_activation", default=TANH)},
-        query_pre_attn_scalar=float(f.take("query_pre_attn_scalar", default=256)),
+        query_pre_attn_scalar=float(f.take("query_pre_attn_scalar", default=256.0)),
         attention_softcap=f.given("attn_logit_softcapping", default=50.0),
         logits_softcap=f.given("final_logit_softcapping", default=30.0),
         **_windows(f, pattern=2),
@@ -53,7 +53,7 @@ def read_gemma3(f: Fields, task: Task) -> Gemma3:
     return Gemma3(
         **shared | {"activation": f.activation("hidden_activation", default=TANH)},
         local_rope=_local_rope(f),
-        query_pre_attn_scalar=float(f.take("query_pre_attn_scalar", default=256)),
+        query_pre_attn_scalar=float(f.take("query_pre_attn_scalar", default=256.0)),
         logits_softcap=f.given("final_logit_softcapping", default=None),
         **_windows(f, pattern=pattern),
     )
@@ -83,7 +83,7 @@ def _windows(f: Fields, *, pattern: int) -> dict[str, Any]:
 
 
 def _local_rope(f: Fields) -> Rope:
-    parts = f.take("rope_parameters", default=None) or {}
+    parts = f.take("rope_parameters", default={})
     theta = f.take("rope_local_base_freq", default=10_000.0)
     return f.rope_of(dict(parts.get("sliding_attention") or {}), theta=theta, fraction=1.0)
 

@@ -6,7 +6,7 @@ made in full float32, so that differences are those of the models and not of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError
 from lm.generation.cached import CachedDecoder, CachedSeq2Seq
 from lm.generation.search import Found, generation_defaults, search, trim
 from lm.hf import forward
 from lm.hf.family import Family
 from lm.hf.folder import Opened, open_folder
+from lm.hf.inputs import read_inputs
 from lm.hf.table import Slot
 from lm.hf.weights import read_params, write_items
 from lm.models import Model as ModelConfig
@@ -30,6 +31,7 @@ from lm.models import Words
 from lm.models.base import abstract
 from lm.nn.param import paths
 
+DTYPES = ("float32", "bfloat16", "float16")
 BUFFERS = ("final_logits_bias",)  # stored, but nothing that torch would train
 
 
@@ -84,26 +86,25 @@ class Model:
         """
         if self.model.family == "encoder" or not isinstance(self.model.task, Words):
             raise UserError(f"generate: {self.config['architectures'][0]} does not generate text")
-        options = {name: value for name, value in options.items() if name not in ("use_cache", "output_scores")}
+        options = {name: v for name, v in options.items() if name not in ("use_cache", "output_scores")}
+        plain = lambda v: v.tolist() if hasattr(v, "tolist") else v  # of numpy and torch
+        options = {name: plain(v) for name, v in options.items()}
         start_id = options.pop("decoder_start_token_id", None)
         arrays = self._inputs({"input_ids": input_ids, "attention_mask": attention_mask})
         ids = arrays["input_ids"]
         prompts = ids if self.model.family == "decoder" else self._decoder_prompts(ids, decoder_input_ids, start_id)
         config = {**self.config, "decoder_start_token_id": None}
         s = generation_defaults(config, self.generation_config, prompt_len=prompts.shape[1], **options)
-        mask = arrays.get("attention_mask")
-        if mask is None:
-            pad = self._token("pad_token_id", options.get("pad_token_id"))
-            inferred = pad is not None and pad not in s.eos_token_id and bool((ids == pad).any())
-            mask = ids != pad if inferred else jnp.ones_like(ids, bool)
+        mask = self._prompt_mask(arrays, options, s.eos_token_id)
         longest = self.model.max_seq_len
-        if longest is not None and prompts.shape[1] + s.max_new_tokens > longest:
+        used = prompts.shape[1] if self.model.family == "encoder_decoder" else int(mask.sum(axis=1).max())
+        if longest is not None and used + s.max_new_tokens - 1 > longest:  # the last token is not read
             raise UserError(
-                f"generate.max_new_tokens: expected at most {longest - prompts.shape[1]} after a prompt of "
-                f"{prompts.shape[1]}, got {s.max_new_tokens}; the model has {longest} positions"
+                f"generate.max_new_tokens: expected at most {longest - used + 1} after a prompt of {used}, got "
+                f"{s.max_new_tokens}; the model has {longest} positions"
             )
         with jax.default_matmul_precision("highest"):
-            found = self._search(self.params, ids, mask != 0, prompts, s=s)
+            found = self._search(self.params, ids, mask, prompts, s=s)
         sequences = trim(found, prompts.shape[1])
         if not return_dict_in_generate:
             return sequences
@@ -128,41 +129,36 @@ class Model:
         return dict(write_items(self.slots, paths(params), dtypes))
 
     def _inputs(self, inputs: Mapping[str, ArrayLike | None]) -> dict[str, jax.Array]:
-        known = forward.arguments(self.model, self.config)
-        arrays = {}
-        for name, value in inputs.items():
-            if value is None:
-                continue
-            if name not in known:
-                kind = self.config["architectures"][0]
-                raise UserError(f"{name}: {kind} takes {', '.join(sorted(known))}{did_you_mean(name, known)}")
-            x = np.asarray(value)
-            if name.endswith("input_ids"):
-                size = forward.vocab_size(self.model, name)
-                if x.ndim != 2 or not np.issubdtype(x.dtype, np.integer):
-                    raise UserError(f"{name}: expected integers [batch, length], got {x.dtype} {list(x.shape)}")
-                if x.size and not 0 <= x.min() <= x.max() < size:
-                    raise UserError(f"{name}: expected ids from 0 to {size - 1}, got {x.min()} to {x.max()}")
-            arrays[name] = jnp.asarray(x.astype(np.int32) if np.issubdtype(x.dtype, np.integer) else x)
-        if "input_ids" not in arrays:
-            raise UserError("input_ids: expected integers [batch, length], got none")
-        return arrays
+        return read_inputs(self.model, self.family, self.config, inputs)
 
-    def _token(self, name: str, given: Any = None) -> Any:
-        """A special id as `generate` finds it."""
-        generation = self.generation_config or {}
-        return next((v for v in (given, generation.get(name), self.config.get(name)) if v is not None), None)
+    @property
+    def _special(self) -> Mapping[str, Any]:
+        """Where `generate` finds special ids."""
+        return self.config if self.generation_config is None else self.generation_config
+
+    def _prompt_mask(
+        self, arrays: Mapping[str, jax.Array], options: Mapping[str, Any], ends: Sequence[int]
+    ) -> jax.Array:
+        """As given, else without padding: in transformers of decoders only, and not where it also ends texts."""
+        ids = arrays["input_ids"]
+        if "attention_mask" in arrays:
+            return arrays["attention_mask"] != 0
+        pad = options.get("pad_token_id", self._special.get("pad_token_id"))
+        if self.model.family != "decoder" or pad is None or pad in ends:
+            return jnp.ones_like(ids, bool)
+        return ids != pad
 
     def _decoder_prompts(self, ids: jax.Array, given: ArrayLike | None, start_id: Any) -> jax.Array:
-        start = self._token("decoder_start_token_id", start_id)
-        start = self._token("bos_token_id") if start is None else start
+        names = ("decoder_start_token_id", "bos_token_id")
+        found = (start_id, *(source.get(name) for source in (self._special, self.config) for name in names))
+        start = next((i for i in found if i is not None), None)
         if start is None:
             raise UserError("generate.decoder_start_token_id: expected an id, got none in config.json; pass it")
         first = jnp.full((ids.shape[0], 1), start, jnp.int32)
         if given is None:
             return first
-        prompts = jnp.asarray(given, jnp.int32)
-        return prompts if bool((prompts[:, 0] == start).all()) else jnp.concatenate([first, prompts], axis=1)
+        prompts = self._inputs({"input_ids": ids, "decoder_input_ids": given})["decoder_input_ids"]
+        return jnp.concatenate([first, prompts], axis=1) if bool((prompts[:, 0] != start).all()) else prompts
 
     def outputs(self, params: dict, inputs: dict[str, jax.Array]) -> dict[str, Any]:
         """The outputs as traced by `jax`: for gradients and steps of training."""
@@ -181,6 +177,8 @@ class Model:
 
 def load(folder: str | Path, dtype: str = "float32") -> Model:
     """The model in a folder as transformers writes it and the hub holds it, on one device; `dtype`: of the compute."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     with open_folder(folder) as opened:
         params = read_params(opened.slots, opened.shapes, opened.read, one_device(opened.shapes))
         return Model(opened, params, dtype)

@@ -27,11 +27,22 @@ def read_params(
     shardings: Mapping[str, NamedSharding],
     dtype: DTypeLike = jnp.float32,
 ) -> dict:
-    """The nested dict of parameters on the devices of `shardings` (by path); `read` gives a stored tensor."""
+    """The nested dict of parameters on the devices of `shardings` (by path); `read` gives a stored tensor.
+
+    A tensor goes to the devices as it is stored, each its own part: the runtime copies a transposed view several times
+    as fast as numpy does, fewer bytes travel where a tensor is smaller than `dtype`, and the cast is part of the copy
+    to its place.
+    """
     arrays: dict[str, jax.Array] = {}
+    filled: jax.Array | None = None
     for name, slot in slots.items():
         for path, part in slot.to_ours(read(name), shapes).items():
-            _store(arrays, path, slot.index, part, shapes[path], shardings[path], np.dtype(dtype))
+            shape, sharding = shapes[path], shardings[path]
+            piece = _piece(part, shape, sharding)
+            if filled is not None:
+                filled.block_until_ready()  # else a fast reader piles up pieces in memory
+            array = arrays.pop(path) if path in arrays else _zeros(shape, np.dtype(dtype), sharding)()
+            filled = arrays[path] = _put(sharding, len(slot.index))(array, piece, np.array(slot.index, np.int32))
     return nested(arrays)
 
 
@@ -56,31 +67,23 @@ def nested(flat: Mapping[str, Any]) -> dict:
     return out
 
 
-def _store(
-    arrays: dict[str, jax.Array],
-    path: str,
-    index: tuple[int, ...],
-    part: np.ndarray,
-    shape: Shape,
-    sharding: NamedSharding,
-    dtype: np.dtype,
-) -> None:
-    """Puts `part` at `index` of the array at `path`, which the first part makes.
-
-    The part goes to the devices as it is stored: the runtime copies a transposed view several times as fast as numpy
-    does, half the bytes are moved where it has half the size, and the cast is free in the copy to its place.
-    """
+def _piece(part: np.ndarray, shape: Shape, sharding: NamedSharding) -> jax.Array:
+    """`part`, the last axes of an array of `shape`, where the devices hold that array."""
     spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
-    own = NamedSharding(sharding.mesh, PartitionSpec(*spec[len(index) :]))
-    piece = jax.make_array_from_callback(part.shape, own, lambda i: part[i])
-    if path not in arrays:
-        arrays[path] = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
-    arrays[path] = _putter(sharding, len(index))(arrays[path], piece, np.array(index, np.int32))
+    own = NamedSharding(sharding.mesh, PartitionSpec(*spec[len(shape) - part.ndim :]))
+    return jax.make_array_from_callback(part.shape, own, lambda index: part[index])
 
 
 @functools.lru_cache(maxsize=64)
-def _putter(sharding: NamedSharding, n: int) -> Any:
-    def put(array, piece, index):
+def _zeros(shape: Shape, dtype: np.dtype, sharding: NamedSharding) -> Any:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _put(sharding: NamedSharding, n: int) -> Any:
+    """Writes a piece at an index [n] of the first axes of an array, which is consumed."""
+
+    def put(array: jax.Array, piece: jax.Array, index: jax.Array) -> jax.Array:
         start = [index[i] for i in range(n)] + [0] * piece.ndim
         piece = piece.reshape((1,) * n + piece.shape).astype(array.dtype)
         return jax.lax.dynamic_update_slice(array, piece, start)

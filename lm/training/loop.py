@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import codec, distributed
-from lm.checkpoint import Checkpoints, Meta
+from lm.checkpoint import IMPORTED, Checkpoints, Meta
 from lm.compilation import CacheCounter
 from lm.config import CONFIG_FILE, Config, Resolved, check_mesh, check_task
 from lm.data import Corpus, Stream, prepare
@@ -49,6 +49,7 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` if there is one. The same call resumes."""
     config, workdir, began = resolved.config, Path(workdir), time.perf_counter()
     check_task(config)
+    check_workdir(workdir)
     with lock(workdir):
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = _background(tensorflow)
@@ -101,16 +102,22 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
 
 
 def initial_state(config: Config, setup: Setup) -> dict:
-    """Fresh, or with the weights of another run."""
+    """Fresh, or with the weights of another run, which keeps nothing of it but them."""
+    folder = config.train.init_from
+    if folder is None:
+        return setup.init()
+    if not (Path(folder) / "checkpoints").is_dir():
+        raise UserError(f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there")
     state = setup.init()
-    if config.train.init_from is None:
-        return state
-    source = Checkpoints(config.train.init_from)
-    step = source.latest()
-    if step is None:
-        raise UserError(f"train.init_from: {config.train.init_from}: no finished checkpoint there yet")
-    params = source.restore_params(step, setup.abstract_state["params"])
-    source.close()
+    del state["params"]  # before there are others: they may fill half of the device
+    with contextlib.closing(Checkpoints(folder)) as source:
+        step = source.latest()
+        if step is None:
+            raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
+        try:
+            params = source.restore_params(step, setup.abstract_state["params"], "set model to what it was made with")
+        except UserError as e:
+            raise UserError(f"train.init_from: {e}") from e
     return state | {"params": params} | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in state else {})
 
 
@@ -235,8 +242,8 @@ class Run:
             data=self.stream.fingerprint,
             versions=versions(),
         )
-        metrics = None if evaluation is None else perplexity.total(evaluation).record()
-        self.checkpoints.save(step, state, meta, metrics)
+        found = perplexity.total(evaluation or {})
+        self.checkpoints.save(step, state, meta, found.record() if found.tokens else None)
 
 
 def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity.Perplexity]:
@@ -269,6 +276,8 @@ def token_byte_table(corpus: Corpus, config: Config) -> np.ndarray:
 
 
 def describe(r: perplexity.Perplexity) -> str:
+    if not r.tokens:
+        return f"nothing to predict (0 {r.unit}s)"
     bits = "" if r.bits_per_byte is None else f"  bits/byte {r.bits_per_byte:.4f}"
     per = "" if r.unit == "token" else f" per {r.unit}"
     return f"loss {r.loss:.4f}{per}  perplexity {r.perplexity:.2f}{bits}  ({r.tokens:,} {r.unit}s)"
@@ -306,6 +315,15 @@ def prepare_once(config: Config) -> Corpus:
         corpus = prepare(config.data)
     distributed.barrier("prepare")
     return corpus if distributed.is_main() else prepare(config.data)
+
+
+def check_workdir(workdir: Path) -> None:
+    """An imported model has no optimizer state to go on from."""
+    if (workdir / IMPORTED).is_dir():
+        raise UserError(
+            f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
+            f"start from it with train.init_from={workdir}"
+        )
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from lm.evals.perplexity import Perplexity, compress, evaluate, total
 from lm.objectives import Score
+from lm.training.loop import describe
 
 
 def test_sums_over_batches_and_divides_once():
@@ -30,6 +31,20 @@ def test_total_weighs_sources_by_their_tokens():
     both = total({"a": Perplexity(8.0, 2, 4), "b": Perplexity(1.0, 7, 3)})
     assert both == Perplexity(9.0, 9, 7)
     assert both.loss == 1.0
+
+
+def test_only_the_loss_of_all_tokens_from_those_before_is_a_length_of_the_text():
+    masked = total({"a": Perplexity(8.0, 2, 4, "masked token"), "b": Perplexity(1.0, 7, 3, "masked token")})
+    assert masked.unit == "masked token" and masked.bits_per_byte is None
+    assert masked.record() == {"loss": 1.0, "perplexity": pytest.approx(math.e), "tokens": 9, "bytes": 7}
+    assert Perplexity(8.0, 2, 4).record()["bits_per_byte"] == pytest.approx(2 / math.log(2))
+
+
+def test_no_loss_is_told_of_what_was_not_predicted():
+    assert Perplexity(0.0, 0, 0, "target").record() == {"tokens": 0, "bytes": 0}
+    assert describe(Perplexity(0.0, 0, 0, "target")) == "nothing to predict (0 targets)"
+    assert describe(Perplexity(6.0, 3, 0, "target")) == "loss 2.0000 per target  perplexity 7.39  (3 targets)"
+    assert describe(Perplexity(3.0, 3, 2)) == "loss 1.0000  perplexity 2.72  bits/byte 2.1640  (3 tokens)"
 
 
 def test_compressors_are_gzip_9_and_xz_9():
