@@ -232,9 +232,7 @@ def test_a_folder_in_the_oldest_spelling_computes_the_same(tmp_path):
 
     old[f"{decoder}.bias"][0] += 1
     save_file(old, tmp_path / "old" / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"cls.predictions.decoder.bias: expected the values of cls.predictions.bias"
-    ):
+    with pytest.raises(UserError, match=r"cls.predictions.decoder.bias: expected the values of cls.predictions.bias"):
         load(tmp_path / "old")
 
 
