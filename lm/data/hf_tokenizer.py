@@ -262,7 +262,7 @@ class HFTokenizer:
             ids[-1] = self._target_end
         return Encoded(ids, encoding.type_ids)
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Bytes that are no UTF-8 become U+FFFD. Spaces before punctuation go where tokenizer_config.json says
         clean_up_tokenization_spaces, but never for BPE (transformers 5). UserError for an id outside the vocabulary."""
         flat = np.asarray(ids, np.int64).reshape(-1)
