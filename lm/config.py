@@ -260,7 +260,8 @@ def _check_ids(config: Config) -> None:
         if name.endswith("_id") and value >= model.vocab_size:
             raise UserError(f"objective.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}")
     if isinstance(tokenizer, SentencePiece):
-        for name in ("mask_id", "cls_id", "sep_id", "first_sentinel_id"):
+        special = ("prefix_id", "suffix_id", "middle_id", "r_id", "s_id", "x_id")
+        for name in ("mask_id", "cls_id", "sep_id", "first_sentinel_id", *special):
             lowest = fields.get(name, tokenizer.vocab_size)
             if name == "first_sentinel_id":
                 lowest -= fields.get("n_sentinels", 1) - 1

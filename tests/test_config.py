@@ -313,7 +313,7 @@ def test_a_wrong_config_is_one_line_with_path_got_and_way_out(name):
         (
             {"objective": AdamW(lr=0.1)},
             "objective: expected Objective, got the class 'lm.optim.optimizers.AdamW'; one of CausalLM, Denoising, "
-            "MaskedLM, Seq2Seq, SpanCorruption",
+            "FillInTheMiddle, MaskedLM, PrefixLM, Seq2Seq, SpanCorruption, UL2, UL2Decoder",
         ),
         ({"mesh": None}, "mesh: expected Mesh, got None; one of Mesh(...)"),
     ],
