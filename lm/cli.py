@@ -9,9 +9,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lm import errors
+
+if TYPE_CHECKING:
+    from lm.data import Store
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,6 +127,63 @@ def _prepare(args: argparse.Namespace) -> int:
     return errors.EXIT_FINISHED
 
 
+def _data_preview(args: argparse.Namespace) -> int:
+    from lm import config
+    from lm.data import Stream, open_corpus
+    from lm.data.preview import preview
+
+    resolved = config.resolve(args.recipe, args.overrides).config
+    data, corpus = resolved.data, open_corpus(resolved.data)
+    stream = Stream.of(data, corpus)
+    size = data.batch_size
+    print(preview(stream, corpus.tokenizer, resolved.objective, step=args.step, batch_size=size, rows=args.rows))
+    return errors.EXIT_FINISHED
+
+
+def _data_where(args: argparse.Namespace) -> int:
+    from lm import run
+    from lm.data import Stream, inspect, open_corpus
+
+    at = run.position(args.workdir, args.step)
+    data = at.config.data
+    stream = Stream.of(data, open_corpus(data))
+    for meta in at.metas:
+        stream.check(meta.data, meta.examples_seen)
+    first, size = at.examples_seen, data.batch_size
+    print(inspect.where(stream, step=args.step, first=first, batch_size=size, rows=args.rows))
+    return errors.EXIT_FINISHED
+
+
+def _data_stats(args: argparse.Namespace) -> int:
+    from lm.data import inspect
+
+    print(inspect.stats(_stores(args)))
+    return errors.EXIT_FINISHED
+
+
+def _data_verify(args: argparse.Namespace) -> int:
+    from lm.data import inspect
+
+    for line in inspect.verify(_stores(args)):
+        print(line, flush=True)
+    return errors.EXIT_FINISHED
+
+
+def _stores(args: argparse.Namespace) -> dict[str, Store]:
+    """Of a folder as they are; of a recipe those it names, which must be made with its settings."""
+    from lm.data import inspect, open_corpus
+
+    if os.path.isdir(args.target):
+        if args.overrides:
+            raise errors.UserError(
+                f"{args.target}: expected no overrides with a folder, got {args.overrides[0]!r}; name a recipe for them"
+            )
+        return inspect.find_stores(args.target)
+    from lm import config
+
+    return inspect.stores_of(open_corpus(config.resolve(args.target, args.overrides).config.data))
+
+
 def _import_hf(args: argparse.Namespace) -> int:
     from lm import compilation, convert
 
@@ -154,8 +214,9 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
-    if argv and argv[0] in commands:  # intermixed: overrides may stand before, between and after options
-        return commands[argv[0]].parse_intermixed_args(argv[1:])
+    for n in (1, 2):  # words of a command's name
+        if (name := " ".join(argv[:n])) in commands:  # intermixed: overrides may stand before, between, after options
+            return commands[name].parse_intermixed_args(argv[n:])
     return parser.parse_args(argv)
 
 
@@ -166,11 +227,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = _Parser(prog="lm", description="Pretrain, evaluate and sample Transformer language models in JAX.")
-    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    groups = {"": parser.add_subparsers(dest="command", required=True, metavar="COMMAND")}
     commands: dict[str, argparse.ArgumentParser] = {}
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        p = commands[name] = choices.add_parser(name, help=help, description=help)
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], help: str, of: str = ""
+    ) -> argparse.ArgumentParser:
+        choice, name = name, f"{of} {name}".strip()
+        p = commands[name] = groups[of].add_parser(choice, help=help, description=help)
         p.add_argument("--traceback", action="store_true", help="show where an error came from")
         p.set_defaults(run_command=run, command=name)
         return p
@@ -209,6 +273,31 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("recipe", help=recipe)
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--force", action="store_true", help="throw away what is there and begin anew")
+
+    looks = "look at data: the rows of a step, where they are from, documents and tokens, damaged files"
+    group = groups[""].add_parser("data", help=looks, description=looks)
+    groups["data"] = group.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    step = "how many steps come before the batch; logs call it the next step"
+
+    p = command("preview", _data_preview, "rows of a step as the objective makes them, as text", of="data")
+    p.add_argument("recipe", help=recipe)
+    p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
+    p.add_argument("--step", type=int, required=True, help=step)
+    p.add_argument("--rows", type=int, default=4, help="how many of the batch (default: %(default)s)")
+
+    p = command("where", _data_where, "source, epoch, window, documents and tokens of the rows of a run", of="data")
+    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("--step", type=int, required=True, help=step)
+    p.add_argument("--rows", type=int, help="how many of the batch (default: all)")
+
+    target = "folder of a prepared corpus, of one source or split in it, or a recipe"
+    for name, run, help in (
+        ("stats", _data_stats, "documents, tokens, bytes per token and lengths of a corpus"),
+        ("verify", _data_verify, "read every shard of a corpus and compare its checksum"),
+    ):
+        p = command(name, run, help, of="data")
+        p.add_argument("target", help=target)
+        p.add_argument("overrides", nargs="*", metavar="a.b=value", help=f"of a recipe: {override}")
 
     p = command("import-hf", _import_hf, "make a run of a Hugging Face model folder")
     p.add_argument("folder", help="a folder with config.json and safetensors or pytorch_model.bin")

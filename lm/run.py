@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
 from lm import config as configs
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import IMPORTED, Checkpoints, Meta
 from lm.config import Config, Resolved
 from lm.data import Tokenizer
 from lm.errors import UserError
@@ -98,6 +98,49 @@ def restore(
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
         params = checkpoints.restore_params(step, setup.abstract_state["params"])
     return Run(resolved, step, setup, params, _tokenizer(meta.tokenizer))
+
+
+class Position(NamedTuple):
+    """Where a run's data is after some steps. config: of the step that comes next; examples_seen: its first example.
+    metas: of the checkpoints around it, whose data must be that of the corpus."""
+
+    config: Config
+    examples_seen: int
+    metas: list[Meta]
+
+
+def position(workdir: str | Path, step: int) -> Position:
+    """After `step` steps of the run in `workdir`, by the checkpoints before and after, and else by its config.
+
+    UserError where the batch size was changed between the two checkpoints, which do not tell at which step.
+    """
+    workdir = Path(workdir)
+    if step < 0:
+        raise UserError(f"--step: expected 0 or more, got {step}")
+    if (workdir / IMPORTED).is_dir():
+        raise UserError(f"{workdir}: expected a run that was trained here, got an imported model, which read no data")
+    stored = workdir / configs.CONFIG_FILE
+    if not stored.is_file():
+        raise UserError(f"{workdir}: expected the --workdir of a training run, got no {configs.CONFIG_FILE} there")
+    metas: dict[int, Meta] = {}
+    if (workdir / "checkpoints").is_dir():
+        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+            steps = checkpoints.steps()
+            around = [*[s for s in steps if s <= step][-1:], *[s for s in steps if s > step][:1]]
+            metas = {s: checkpoints.meta(s) for s in around}
+    later = next((s for s in metas if s > step), None)
+    text, at = (stored.read_text(), stored) if later is None else (metas[later].config, f"{workdir}: step {later}")
+    config = Resolved.from_json(text, str(at)).config
+    began = next((s for s in metas if s <= step), 0)
+    seen = metas[began].examples_seen if began in metas else 0
+    batch_size = config.data.batch_size
+    if later is not None and began < step and seen + (later - began) * batch_size != metas[later].examples_seen:
+        raise UserError(
+            f"{workdir}: expected {later - began} batches of {batch_size} from step {began} to {later}, got "
+            f"{metas[later].examples_seen - seen} examples: the batch size was changed at a step whose checkpoint is "
+            f"gone; ask for --step {began} or {later}"
+        )
+    return Position(config, seen + (step - began) * batch_size, list(metas.values()))
 
 
 def _tokenizer(data: bytes) -> Any:

@@ -1,10 +1,14 @@
 """What a person at a terminal sees: exit codes, one line for a mistake, arguments in any order."""
 
+import contextlib
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lm import cli
@@ -16,6 +20,13 @@ COMMANDS = {
     "generate": ("workdir", "prompts", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--stop"),
     "prepare": ("recipe", "--force"),
     "describe": ("target", "--devices"),
+}
+
+DATA_COMMANDS = {
+    "preview": ("recipe", "a.b=value", "--step", "--rows"),
+    "where": ("workdir", "--step", "--rows"),
+    "stats": ("target", "a.b=value"),
+    "verify": ("target", "a.b=value"),
 }
 
 
@@ -70,6 +81,15 @@ def assert_one_line(err: str, *parts: str) -> None:
         (["train", "quickstart"], ["lm train: error: ", "--workdir"]),
         (["trian", "quickstart"], ["lm: error: ", "'trian'", "see lm --help"]),
         ([], ["lm: error: ", "COMMAND", "see lm --help"]),
+        (["data"], ["lm data: error: ", "COMMAND", "see lm data --help"]),
+        (["data", "prevew", "quickstart"], ["lm data: error: ", "'prevew'"]),
+        (["data", "preview", "quickstart"], ["lm data preview: error: ", "--step"]),
+        (["data", "preview", "quikstart", "--step", "0"], ["lm data preview: error: quikstart: no recipe"]),
+        (["data", "preview", "quickstart", "--step", "0", "data.path=none"], ["none: expected a prepared corpus"]),
+        (["data", "where", "no/run", "--step", "3"], ["lm data where: error: no/run: ", "--workdir", "config.json"]),
+        (["data", "where", "no/run", "--step=-3"], ["lm data where: error: --step: expected 0 or more, got -3"]),
+        (["data", "stats", "tests"], ["lm data stats: error: tests: expected the folder of a prepared corpus"]),
+        (["data", "verify", "tests", "data.seed=3"], ["tests: expected no overrides with a folder, got 'data.seed=3'"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(lm, argv, parts):
@@ -167,6 +187,166 @@ def test_help_lists_the_commands(lm):
     assert code == 0
     for command in COMMANDS:
         assert f"\n    {command} " in out
+
+
+@pytest.mark.parametrize("command", DATA_COMMANDS)
+def test_help_of_a_data_command_names_its_arguments(lm, command):
+    code, out, err = lm("data", command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: lm data {command}")
+    for argument in DATA_COMMANDS[command]:
+        assert argument in out
+    assert f"\n    {command} " in lm("data", "--help")[1]
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A recipe of a prepared corpus of two sources: (its file, its folder)."""
+    from lm import config
+    from lm.data import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        for i in range(40):
+            words = " ".join(f"{name}{n}" for n in rng.integers(0, 50, 20))
+            (folder / f"{name}-{i}.txt").write_text(f"{i} {words}\n")
+    recipe = folder / "small.py"
+    recipe.write_text(f"""
+from lm.config import Config, Train
+from lm.data import Data, SentencePiece, Text
+from lm.models import GPT2
+from lm.objectives import CausalLM
+from lm.optim import AdamW
+config = Config(
+    model=GPT2(vocab_size=320, d_model=8, n_layers=1, n_heads=2, max_positions=32),
+    data=Data(
+        path={str(folder / "corpus")!r},
+        sources={{n: Text(glob=f"{folder}/{{n}}-*.txt") for n in ("left", "right")}},
+        tokenizer=SentencePiece(kind="bpe", vocab_size=320),
+        weights={{"left": 2.0, "right": 1.0}},
+        seq_len=31,
+        batch_size=6,
+        validation_fraction=0.2,
+        workers=1,
+    ),
+    objective=CausalLM(),
+    optim=AdamW(lr=0.1),
+    train=Train(steps=50),
+)
+""")
+    prepare(config.load(str(recipe)).data, progress=False, log=lambda line: None)
+    return str(recipe), folder / "corpus"
+
+
+@pytest.fixture
+def run_folder(corpus, tmp_path):
+    """A run's folder as `train` leaves it, less the weights, and a way to add a checkpoint."""
+    from lm import config
+    from lm.checkpoint import Checkpoints, Meta
+    from lm.data import Stream, open_corpus
+
+    def save(step: int | None, examples_seen: int, *overrides: str) -> str:
+        resolved = config.resolve(corpus[0], overrides)
+        (tmp_path / "config.json").write_text(resolved.to_json())
+        if step is not None:
+            data = resolved.config.data
+            meta = Meta(resolved.to_json(), b"", examples_seen, Stream.of(data, open_corpus(data)).fingerprint, {})
+            with contextlib.closing(Checkpoints(tmp_path, resolved.config.checkpoint)) as checkpoints:
+                checkpoints.save_params(step, {"w": np.zeros(3, np.float32)}, meta)
+                checkpoints.wait()
+        return str(tmp_path)
+
+    return save
+
+
+def test_preview_and_where_speak_of_the_same_rows(lm, corpus, run_folder):
+    _, preview, err = lm("data", "preview", corpus[0], "data.seed=5", "--step", "4", "--rows", "3")
+    assert err == ""
+    origins = re.findall(r"^--- (row .*)$", preview, re.M)
+    assert len(origins) == 3
+    code, where, err = lm("data", "where", run_folder(None, 0, "data.seed=5"), "--step", "4", "--rows", "3")
+    assert (code, err) == (0, "")
+    assert where.splitlines() == [preview.splitlines()[0], *origins]
+    assert "ids 24 to 29; rows 0 to 2" in where
+
+
+def test_preview_shows_the_text_of_the_objective_given(lm, corpus):
+    masked = "MaskedLM(mask_id=320, cls_id=321, sep_id=322, vocab_size=320)"
+    model = "Bert(vocab_size=324, d_model=8, n_layers=1, n_heads=2, max_positions=32)"
+    _, plain, _ = lm("data", "preview", corpus[0], "--step", "0")
+    assert len(re.findall(r"\b(left|right)\d+\b", plain)) > 4
+    code, out, err = lm("data", "preview", corpus[0], "--step", "0", f"objective={masked}", f"model={model}")
+    assert (code, err) == (0, "")
+    assert out.count("  | <cls>") == 4
+    assert "<mask:" in out
+
+
+def first_id(out: str) -> int:
+    return int(re.search(r"ids (\d+) to", out)[1])
+
+
+def test_where_goes_by_the_examples_that_checkpoints_have_seen(lm, run_folder):
+    run_folder(4, 24)
+    run_folder(10, 24 + 6 * 9, "data.batch_size=9")
+    workdir = run_folder(None, 0, "data.batch_size=9")
+    assert [first_id(lm("data", "where", workdir, "--step", str(s))[1]) for s in (4, 6, 10, 12)] == [24, 42, 78, 96]
+    assert lm("data", "where", workdir, "--step", "4")[1].count("\nrow ") == 9
+    assert first_id(lm("data", "where", workdir, "--step", "3")[1]) == 18
+    assert lm("data", "where", workdir, "--step", "3")[1].count("\nrow ") == 6
+
+
+def test_where_refuses_to_guess_when_the_batch_size_changed(lm, run_folder):
+    run_folder(4, 24)
+    workdir = run_folder(10, 24 + 2 * 6 + 4 * 9, "data.batch_size=9")
+    code, out, err = lm("data", "where", workdir, "--step", "7")
+    assert (code, out) == (2, "")
+    assert_one_line(err, "6 batches of 9 from step 4 to 10, got 48 examples", "ask for --step 4 or 10")
+
+
+def test_where_refuses_a_corpus_that_the_run_did_not_read(lm, run_folder):
+    from lm import config
+
+    workdir = run_folder(4, 24)
+    stored = Path(workdir) / "config.json"
+    resolved = config.Resolved.from_json(stored.read_text(), "")
+    other = dataclasses.replace(resolved.config, data=dataclasses.replace(resolved.config.data, seed=11))
+    stored.write_text(config.Resolved(other, resolved.origins).to_json())
+    code, out, err = lm("data", "where", workdir, "--step", "5")
+    assert (code, out) == (2, "")
+    assert_one_line(err, "lm data where: error: data.seed: expected 0 as when the checkpoint was written, got 11")
+
+
+def test_stats_and_verify_say_the_same_of_a_folder_and_its_recipe(lm, corpus):
+    recipe, folder = corpus
+    for command in ("stats", "verify"):
+        code, of_folder, err = lm("data", command, str(folder))
+        assert (code, err) == (0, "")
+        assert re.findall(r"^(\w+/\w+): ", of_folder, re.M) == [
+            "left/train",
+            "left/validation",
+            "right/train",
+            "right/validation",
+        ]
+        assert lm("data", command, recipe)[1] == of_folder
+    n = sum(int(x) for x in re.findall(r": (\d+) documents, ", lm("data", "stats", recipe)[1]))
+    assert n == 80
+
+
+def test_verify_of_a_damaged_shard_is_one_line_and_exit_code_2(lm, corpus):
+    path = corpus[1] / "right" / "train" / "tokens-00000.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
+    try:
+        code, out, err = lm("data", "verify", str(corpus[1]))
+    finally:
+        path.write_bytes(whole)
+    assert code == 2
+    assert out.startswith("left/train: ")
+    assert_one_line(err, f"lm data verify: error: {path}: expected sha256 ")
 
 
 # --- start-up ---------------------------------------------------------------------------------------------------------

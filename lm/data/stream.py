@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from lm.data.schedule import Schedule, Weights, as_phases
 from lm.data.store import Store
 from lm.data.tokenizer import PAD_ID
 from lm.errors import UserError
+
+if TYPE_CHECKING:
+    from lm.data.prepare import Corpus, Data
 
 
 class Plan(NamedTuple):
@@ -105,6 +108,22 @@ class Stream:
         if any(self._holes):
             named = zip(self.names, self._holes, strict=True)
             self.fingerprint["excluded"] = {n: h.documents.tolist() for n, h in named if h}
+
+    @classmethod
+    def of(cls, data: Data, corpus: Corpus) -> Stream:
+        """The stream that a run with these settings trains on."""
+        return cls(
+            corpus.train,
+            weights=data.weights,
+            seq_len=data.seq_len,
+            seed=data.seed,
+            plan=data.plan,
+            weigh=data.weigh,
+            epochs=data.epochs,
+            when_exhausted=data.when_exhausted,
+            exclude=data.exclude,
+            pad_id=corpus.tokenizer.pad_id,
+        )
 
     @property
     def padding(self) -> dict[str, float]:

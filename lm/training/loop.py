@@ -61,18 +61,7 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
         compiling = _background(_compile, setup)
         checkpoints = Checkpoints(workdir, config.checkpoint)
         data = config.data
-        stream = Stream(
-            corpus.train,
-            weights=data.weights,
-            seq_len=data.seq_len,
-            seed=data.seed,
-            plan=data.plan,
-            weigh=data.weigh,
-            epochs=data.epochs,
-            when_exhausted=data.when_exhausted,
-            exclude=data.exclude,
-            pad_id=corpus.tokenizer.pad_id,
-        )
+        stream = Stream.of(data, corpus)
         start = checkpoints.latest()
         meta = None if start is None else checkpoints.meta(start)
         if meta is not None:
