@@ -119,30 +119,32 @@ class Reading:
     ) -> str:
         """ids int [S] as text. marks: what stands for the token at a place. bounds: what is put before a place."""
         marks, bounds = marks or {}, bounds or {}
-        out: list[str] = []
+        out: list[tuple[str, int]] = []  # a piece, and how often it stands there
         run: list[int] = []
         last, repeated = "", 0
 
         def flush() -> None:
             nonlocal last, repeated
             if run:
-                out.append(self._tokenizer.decode(run).translate(VISIBLE))
+                out.append((self._tokenizer.decode(run).translate(VISIBLE), 1))
                 run.clear()
             if last:
-                out.append(last if repeated == 1 else f"{last}*{repeated}")
+                out.append((last, repeated))
                 last, repeated = "", 0
 
         for place, i in enumerate(ids.tolist()):
             special = marks.get(place) or self.special(i)
             if place in bounds or special != last or place in marks:
                 flush()
-            out += [bounds[place]] if place in bounds else []
+            out += [(bounds[place], 1)] if place in bounds else []
             if special:
                 last, repeated = special, repeated + 1
             else:
                 run.append(i)
         flush()
-        return "".join([*out, *([bounds[len(ids)]] if len(ids) in bounds else [])])
+        out += [(bounds[len(ids)], 1)] if len(ids) in bounds else []
+        followers = [piece for piece, _ in out[1:]] + [""]
+        return "".join(_repeated(*piece, before=follower) for piece, follower in zip(out, followers, strict=True))
 
     def special(self, i: int) -> str:
         """How an id that stands for no text is written, "" for one that does."""
@@ -187,3 +189,11 @@ def _runs(values: Sequence[Any]) -> str:
             yield f"{value}*{n}" if n > 1 else f"{value}"
 
     return " ".join(parts())
+
+
+def _repeated(piece: str, n: int, before: str) -> str:
+    """piece*n, in a way that what comes after cannot be taken for a part of the count."""
+    if before[:1].isdecimal():
+        return piece * n
+    looks_like_count = piece.endswith(">") and before[:1] == "*" and before[1:2].isdecimal()
+    return f"{piece}*{n}" if n > 1 or looks_like_count else piece
