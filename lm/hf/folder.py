@@ -16,7 +16,7 @@ from lm.errors import UserError, did_you_mean
 from lm.hf import families, table
 from lm.hf.family import TASKS, Family
 from lm.hf.fields import Fields
-from lm.hf.table import Map, Slot
+from lm.hf.table import Slot
 from lm.hf.tensors import TensorFolder, open_tensors
 from lm.models import Model, SequenceLabels, Task
 from lm.models.base import abstract
@@ -45,7 +45,6 @@ class Opened:
     family: Family
     model: Model
     shapes: dict[str, tuple[int, ...]]
-    rows: list[Map]
     slots: dict[str, Slot]
     stored: dict[str, str]
     tensors: TensorFolder
@@ -89,7 +88,7 @@ def open_folder(folder: str | Path) -> Iterator[Opened]:
         shapes = {path: tuple(leaf.shape) for path, leaf in paths(abstract(model).params).items()}
         others = {*family.unused(model), *family.spare(model)}
         found = {n: tensors.info(actual).shape for n, actual in stored.items() if n not in others}
-        rows, slots = _layout(family, model, shapes, found)
+        slots = _layout(family, model, shapes, found)
         aliases = family.aliases(model)
         table.check(found, slots, aliases, str(folder))
         for alias in aliases:
@@ -101,7 +100,7 @@ def open_folder(folder: str | Path) -> Iterator[Opened]:
                     "others; the folder is not of this class or was damaged"
                 )
         generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
-        yield Opened(folder, config, generation, family, model, shapes, rows, slots, stored, tensors)
+        yield Opened(folder, config, generation, family, model, shapes, slots, stored, tensors)
 
 
 def read_model(family: Family, fields: Fields, task: Task) -> Model:
@@ -166,9 +165,7 @@ def _canonical(tensors: TensorFolder, family: Family, folder: Path) -> dict[str,
     return out
 
 
-def _layout(
-    family: Family, model: Model, shapes: Mapping[str, Any], found: Mapping[str, Any]
-) -> tuple[list[Map], dict[str, Slot]]:
+def _layout(family: Family, model: Model, shapes: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Slot]:
     """The layout that the files have, or the usual one for what is then said to be missing."""
-    plans = [(rows, table.plan(rows, shapes)) for rows in (t(model) for t in (family.table, *family.other_tables))]
-    return next(((rows, slots) for rows, slots in plans if slots.keys() <= found.keys()), plans[0])
+    plans = [table.plan(rows(model), shapes) for rows in (family.table, *family.other_tables)]
+    return next((slots for slots in plans if slots.keys() <= found.keys()), plans[0])

@@ -15,6 +15,7 @@ from lm.hf.family import Family
 from lm.hf.inputs import PAIR_LABELS
 from lm.models import Model, SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
 from lm.nn.mask import Mask
+from lm.objectives import seq2seq
 from lm.objectives.base import router_loss
 
 Inputs = Mapping[str, jax.Array]
@@ -141,10 +142,8 @@ def shift_right(ids: jax.Array, config: Mapping[str, Any], *, wrap: bool) -> jax
     ids = jnp.where(ids == losses.IGNORED, pad, ids)
     if wrap:
         last = jnp.sum(ids != pad, axis=1) - 1
-        start = jnp.take_along_axis(ids, last[:, None], axis=1)
-    else:
-        start = jnp.full((ids.shape[0], 1), config["decoder_start_token_id"], ids.dtype)
-    return jnp.concatenate([start, ids[:, :-1]], axis=1)
+        return jnp.concatenate([jnp.take_along_axis(ids, last[:, None], axis=1), ids[:, :-1]], axis=1)
+    return seq2seq.shift_right(ids, config["decoder_start_token_id"])
 
 
 def _last_token(ids: jax.Array, config: Mapping[str, Any]) -> jax.Array:

@@ -18,7 +18,7 @@ from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, head_fn
 from lm.nn.heads import Linear, LinearHead
 from lm.nn.mask import Mask, causal_mask
-from lm.nn.param import Init
+from lm.nn.param import Init, attach
 from lm.nn.position import LearnedPositions, Rope
 from lm.nn.stack import Stack
 
@@ -47,10 +47,8 @@ class Decoder(nnx.Module):
         dropout: float = 0.0,
     ):
         self.embed, self.stack, self.layers, self.head = embed, stack, layers, head
-        parts = {"norm": norm, "dense_layers": dense_layers, "positions": positions}
-        for name, part in (parts | {"project_in": project_in, "project_out": project_out}).items():
-            if part is not None:
-                setattr(self, name, part)
+        attach(self, norm=norm, dense_layers=dense_layers, positions=positions)
+        attach(self, project_in=project_in, project_out=project_out)
         self.ropes, self.head_dim, self.dropout = ropes, head_dim, dropout
 
     @property

@@ -16,6 +16,7 @@ from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, Types, head_fn
 from lm.nn.heads import DenseHead, Linear, LinearHead, Pooler
 from lm.nn.mask import full_mask
+from lm.nn.param import attach
 from lm.nn.position import LearnedPositions
 from lm.nn.stack import Stack
 
@@ -49,10 +50,7 @@ class Encoder(nnx.Module):
         dropout: float = 0.0,
     ):
         self.embed, self.positions, self.norm, self.stack, self.layers = embed, positions, norm, stack, layers
-        parts = {"types": types, "project": project, "pooler": pooler, "head": head, "pair": pair, "labeler": labeler}
-        for name, part in parts.items():
-            if part is not None:
-                setattr(self, name, part)
+        attach(self, types=types, project=project, pooler=pooler, head=head, pair=pair, labeler=labeler)
         self.dropout = dropout
 
     def __call__(

@@ -14,12 +14,12 @@ from lm.errors import UserError
 from lm.models.base import Model, Output
 from lm.models.encoder import attended
 from lm.models.tasks import SequenceLabels, Spans, TokenLabels, Words
-from lm.nn.block import AnyBlock, Context, CrossCache
+from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, head_fn
 from lm.nn.heads import DenseHead, LinearHead
-from lm.nn.mask import Mask, causal_mask, full_mask
-from lm.nn.param import Init
+from lm.nn.mask import Mask, full_mask
+from lm.nn.param import Init, attach
 from lm.nn.position import LearnedPositions, RelativeBias, Sinusoids
 from lm.nn.stack import Stack, Stacked
 
@@ -44,9 +44,7 @@ class Side(nnx.Module):
         final_dropout: float = 0.0,
     ):
         self.stack, self.layers = stack, layers
-        for name, part in {"positions": positions, "embed_norm": embed_norm, "bias": bias, "norm": norm}.items():
-            if part is not None:
-                setattr(self, name, part)
+        attach(self, positions=positions, embed_norm=embed_norm, bias=bias, norm=norm)
         self.dropout, self.final_dropout = dropout, final_dropout
 
     def __call__(
@@ -99,10 +97,7 @@ class EncoderDecoder(nnx.Module):
         labeler: LinearHead | DenseHead | None = None,
     ):
         self.embed, self.encoder = embed, encoder
-        parts = {"decoder": decoder, "target_embed": target_embed, "head": head, "labeler": labeler}
-        for name, part in parts.items():
-            if part is not None:
-                setattr(self, name, part)
+        attach(self, decoder=decoder, target_embed=target_embed, head=head, labeler=labeler)
 
     def __call__(
         self,
@@ -191,23 +186,19 @@ class EncoderDecoder(nnx.Module):
     ) -> Output:
         """The decoder's inputs [B,T] over memory [B,S,D] -> hidden [B,T,D].
 
-        With a cache of `CrossCache` (see `cross_caches`) memory is None, `mask` says which slots a query sees and
+        With a cache, a `CrossCache` for each layer, memory is None, `mask` says which slots a query sees and
         `index` where to write.
         """
         if mask is None:
             queries, keys = attended(targets, segments, valid)
-            mask = causal_mask(targets.shape[1])
-            mask = Mask(mask.q_index, mask.kv_index, queries, keys, causal=True, aligned=True)
+            index_in_row = jnp.arange(targets.shape[1])
+            mask = Mask(index_in_row, index_in_row, queries, keys, causal=True, aligned=True)
         embed = self.target_embed if hasattr(self, "target_embed") else self.embed
         context = Context(mask, cache_index=index, memory=memory, cross_mask=cross_mask)
         out, hidden = self.decoder(
             embed(targets, dtype), context, positions=positions, key=key, cache=cache, record=record
         )
         return Output(hidden, out.cache, states=out.states)
-
-    def cross_caches(self, layers: Any, own: Any, memory: jax.Array) -> CrossCache:
-        """The cache of one decoder layer: its own slots and its keys and values of memory [B,S,D]."""
-        return CrossCache(own, layers.cross.keys_values(memory))
 
     def logits(self, x: jax.Array) -> jax.Array:
         """hidden [B,T,D] -> float32 [B,T,V]."""

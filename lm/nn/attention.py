@@ -10,7 +10,7 @@ from flax import nnx
 
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
-from lm.nn.param import Init, cast, keep, param, zeros
+from lm.nn.param import Init, attach, cast, keep, param, zeros
 from lm.nn.position import Rotation, rotate
 from lm.sharding import constrain, shards
 
@@ -70,10 +70,7 @@ class Attention(nnx.Module):
             self.v_bias = param(rngs, (kv, head_dim), ("kv_heads", "head_dim"), zeros, decay=False)
         if self.out_bias:
             self.o_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
-        if q_norm is not None:
-            self.q_norm = q_norm
-        if k_norm is not None:
-            self.k_norm = k_norm
+        attach(self, q_norm=q_norm, k_norm=k_norm)
 
     def __call__(
         self,

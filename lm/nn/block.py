@@ -16,7 +16,7 @@ from flax import nnx
 from lm.nn.attention import Attention, KVCache
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
-from lm.nn.param import keep
+from lm.nn.param import attach, keep
 from lm.nn.position import Rotation
 
 
@@ -64,6 +64,9 @@ Cache = KVCache | CrossCache | None
 class _Layers(nnx.Module):
     """The parts of a layer. post_norm1, post_norm2: norms of what attention and mlp add (Gemma 2)."""
 
+    cross: Attention
+    cross_norm: Any
+
     def __init__(
         self,
         norm1: nnx.Module,
@@ -78,13 +81,8 @@ class _Layers(nnx.Module):
         dropout: float = 0.0,
     ):
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
-        if cross is not None:
-            assert cross_norm is not None
-            self.cross_norm, self.cross = cross_norm, cross
-        if post_norm1 is not None:
-            self.post_norm1 = post_norm1
-        if post_norm2 is not None:
-            self.post_norm2 = post_norm2
+        assert (cross is None) == (cross_norm is None)
+        attach(self, cross_norm=cross_norm, cross=cross, post_norm1=post_norm1, post_norm2=post_norm2)
         self.dropout = dropout
 
     def _attention(self, x, context: Context, layer: Layer, key, cache: Cache):

@@ -39,6 +39,13 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Init, *, dec
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, decay=decay)
 
 
+def attach(module: nnx.Module, **parts: nnx.Module | None) -> None:
+    """Sets the parts that are given; a module without one has no such attribute."""
+    for name, part in parts.items():
+        if part is not None:
+            setattr(module, name, part)
+
+
 def cast(p: nnx.Param, like: jax.Array) -> jax.Array:
     """The parameter in the dtype of the activation it meets."""
     return p[...].astype(like.dtype)

@@ -290,11 +290,6 @@ class Rope:
         return Rotation(jnp.sin(angles) * factor, jnp.cos(angles) * factor)
 
 
-def rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
-    """`Rope(theta=theta)` as a function. positions [B,S]."""
-    return Rope(theta=theta)(positions, head_dim)
-
-
 def _frequencies(theta: float, dim: int) -> np.ndarray:
     """theta^(-2i/dim) on the host: a float32 power on an accelerator is off by several units in the last place."""
     return theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)

@@ -20,7 +20,7 @@ from lm.errors import UserError
 from lm.models import Family
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score
-from lm.objectives.seq2seq import decoder_loss, shift_right
+from lm.objectives.seq2seq import restoring_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,7 @@ class Denoising(Objective):
         return {"inputs": inputs, "targets": text.astype(np.int32)}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
-        inputs, targets = batch["inputs"], batch["targets"]
-        targets_in = shift_right(targets, self.start_id)
-        hidden = model(inputs, targets_in, dtype=dtype, valid=inputs != self.pad_id, key=key).hidden
-        return decoder_loss(model, hidden, targets, self.pad_id, self.z_loss, 0.0, self.chunks)
+        return restoring_loss(self, model, batch, z_loss=self.z_loss, chunks=self.chunks, dtype=dtype, key=key)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """Of the whole row, the tokens that the encoder sees included."""

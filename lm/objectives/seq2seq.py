@@ -37,6 +37,23 @@ def decoder_loss(
     return Loss(total, nll, jnp.sum(weights))
 
 
+def restoring_loss(
+    objective: Objective,
+    model: Any,
+    batch: dict[str, jax.Array],
+    *,
+    z_loss: float,
+    chunks: int,
+    dtype: DTypeLike,
+    key: jax.Array | None,
+) -> Loss:
+    """Of "targets" [B,T] from what is left of them in "inputs" [B,S], one text a row, with padding at its end."""
+    inputs, targets = batch["inputs"], batch["targets"]
+    targets_in = shift_right(targets, objective.decoder_start_id)
+    hidden = model(inputs, targets_in, dtype=dtype, valid=inputs != objective.pad_id, key=key).hidden
+    return decoder_loss(model, hidden, targets, objective.pad_id, z_loss, 0.0, chunks)
+
+
 class Places(NamedTuple):
     """Of packed sequences, [B,S] int32: the number of each, 1 and up, 0 on padding, and the place within it."""
 

@@ -21,7 +21,7 @@ from lm.errors import UserError
 from lm.models import Family
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score
-from lm.objectives.seq2seq import decoder_loss, shift_right
+from lm.objectives.seq2seq import restoring_loss
 
 
 class Lengths(NamedTuple):
@@ -138,10 +138,7 @@ class SpanCorruption(Objective):
         return {"inputs": inputs, "targets": targets}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
-        inputs, targets = batch["inputs"], batch["targets"]
-        targets_in = shift_right(targets, self.pad_id)
-        hidden = model(inputs, targets_in, dtype=dtype, valid=inputs != self.pad_id, key=key).hidden
-        return decoder_loss(model, hidden, targets, self.pad_id, self.z_loss, 0.0, self.chunks)
+        return restoring_loss(self, model, batch, z_loss=self.z_loss, chunks=self.chunks, dtype=dtype, key=key)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """Of the targets, sentinels and eos included, which stand for no bytes."""

@@ -289,3 +289,15 @@ def test_an_error_while_writing_leaves_nothing_behind(folder, tmp_path, monkeypa
 def test_a_wrong_argument_is_named(call, message, folder):
     with pytest.raises(UserError, match=message):
         hf.load(folder("llama"))(**{k: np.array(v) for k, v in call.items()})
+
+
+def test_weights_can_be_taken_out_and_put_in_by_name(folder):
+    model = hf.load(folder("llama"))
+    before = model.state_dict()
+    model.load_state_dict({name: 2 * x for name, x in before.items()})
+    for name, x in model.state_dict().items():
+        np.testing.assert_array_equal(x, 2 * before[name])
+    with pytest.raises(UserError, match="missing .'model.norm.weight'., unknown .'norm'."):
+        model.load_state_dict({("norm" if n == "model.norm.weight" else n): x for n, x in before.items()})
+    with pytest.raises(UserError, match=r"model.norm.weight: expected \[24\], got \[25\]"):
+        model.load_state_dict(before | {"model.norm.weight": np.zeros(25)})

@@ -22,7 +22,6 @@ from lm.nn.position import (
     Rope,
     YarnScaling,
     rotate,
-    rotation,
     sinusoids,
 )
 from tests.models import reference
@@ -37,7 +36,7 @@ rope = jax.jit(lambda x, positions: rotate(x, Rope(theta=THETA)(positions, K)))
 
 def test_rotation_agrees_with_complex_numbers():
     assert_close(rope(X, POSITIONS), reference.rope(X.astype(np.float64), POSITIONS, THETA))
-    np.testing.assert_array_equal(rope(X, POSITIONS), jax.jit(rotate)(X, rotation(POSITIONS, K, THETA)))
+    np.testing.assert_array_equal(rope(X, POSITIONS), jax.jit(rotate)(X, Rope(theta=THETA)(POSITIONS, K)))
 
 
 def test_rotation_keeps_norms_and_position_zero():

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import types
 from math import exp, factorial
 
 import jax
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from lm.errors import UserError
 from lm.objectives import Denoising
 from tests.models import reference
+from tests.objectives.fakes import EncoderDecoder
 from tests.tolerances import assert_close
 
 PAD, EOS, NEWLINE = 0, 1, 3
@@ -185,21 +185,6 @@ TABLES = {
     "target": rng.normal(size=(V + 1, D)),
     "head": rng.normal(size=(D, V + 1)),
 }
-
-
-class EncoderDecoder:
-    """Hidden states of the decoder: the token it reads plus the mean of the valid source tokens."""
-
-    def __init__(self, p):
-        self.p = p
-
-    def __call__(self, inputs, targets_in, *, dtype, valid=None, key=None):
-        n = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None]
-        source = jnp.sum(jnp.where(valid[..., None], self.p["source"][inputs], 0.0), axis=1) / n
-        return types.SimpleNamespace(hidden=(self.p["target"][targets_in] + source[:, None]).astype(dtype))
-
-    def head_fn(self):
-        return lambda params, x: (x @ params).astype(jnp.float32), self.p["head"]
 
 
 PARAMS = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), TABLES)
