@@ -2,11 +2,12 @@
 `lm.data.loader` is the part that needs JAX and tf.data."""
 
 from lm.data.arrow import Arrow, HFDataset, Parquet
+from lm.data.corpus import Corpus, Data, open_corpus
 from lm.data.dedup import NearDuplicates
 from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples
 from lm.data.filters import C4, Filter, Gopher, GopherRepetition, Length, Without
 from lm.data.overlap import Overlap
-from lm.data.prepare import Corpus, Data, open_corpus, prepare
+from lm.data.prepare import prepare
 from lm.data.schedule import Phase
 from lm.data.sources import Docstrings, Jsonl, Source, Stdlib, Text, Tfds
 from lm.data.store import Store

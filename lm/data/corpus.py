@@ -1,155 +1,238 @@
-"""TFDS: the builder behind `Stdlib` and `Docstrings`, and finding the record files of any dataset.
-
-Importing this module imports tensorflow_datasets; only the process that plans the work does.
-"""
+"""What a run trains on, as it is said in a config, and the prepared corpus that answers to it."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
-import os
-import sys
-import sysconfig
-from collections.abc import Iterator
+import json
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import tensorflow_datasets as tfds
-
-from lm.data.docstrings import SKIPPED, TESTS, docstrings_of, python_files
-from lm.data.sources import Part, stretch_bytes
-from lm.data.tf import tensorflow
+from lm.data.dedup import NearDuplicates
+from lm.data.exclude import Exclude, ExcludeDocuments
+from lm.data.filters import Filter
+from lm.data.overlap import Overlap
+from lm.data.schedule import Phase, as_phases
+from lm.data.sources import MAX_DOCUMENT_BYTES, Source
+from lm.data.store import Store
+from lm.data.tokenizer import SentencePiece, Tokenizer
+from lm.data.work import SPLITS
 from lm.errors import UserError
 
 
-@dataclasses.dataclass(kw_only=True)
-class StdlibConfig(tfds.core.BuilderConfig):
-    include_tests: bool = False
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a run trains on.
 
-    @classmethod
-    def of(cls, include_tests: bool) -> StdlibConfig:
-        name = "stdlib_with_tests" if include_tests else "stdlib"
-        return cls(name=name, description="Standard library sources and help topics.", include_tests=include_tests)
+    path: folder of the prepared corpus, on a local disk. sources: by name, which is also their folder. tokenizer: how
+    to train one, or the path of a .model. weights: shares by source, for the whole run or in phases;
+    None: all epochs end together. weigh: shares of examples, or of tokens, which differs where packed rows are not
+    full. plan: rows are windows of the text, or whole documents by best fit (`lm.data.pack`). epochs: how often a
+    source may be read; none for it: without limit. when_exhausted: a run that needs more is refused, or other sources
+    take over while there are any. exclude: documents and examples to leave out (`lm.data.exclude`). batch_size:
+    global, in sequences. validation_fraction: share of documents, chosen by hash of their content; 0: none.
+    invalid_utf8: bytes that are no UTF-8 become U+FFFD and their documents are counted, or are refused. seed: of the
+    order only. workers: processes of `prepare`; None: one per CPU.
 
-    def documents(self) -> Iterator[tuple[str, bytes]]:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        for path in python_files(root, skip=SKIPPED if self.include_tests else SKIPPED | TESTS):
-            name = path.relative_to(root).as_posix()
-            if name != "pydoc_data/topics.py":
-                yield name, path.read_bytes()
-        from pydoc_data.topics import topics
+    on_error: a line that is no JSON, a missing field, a file that breaks off, a document above max_document_bytes, and
+    UTF-8 that is refused, stop `prepare`; or they are left out and counted in the report. filters: in order, on each
+    document. near_duplicates: of what is left, all but the first go. overlap: documents that hold text of evaluations
+    are counted, or go.
+    """
 
-        for name, text in sorted(topics.items()):
-            yield f"topics/{name}", text.encode()
+    path: str
+    sources: dict[str, Source]
+    tokenizer: SentencePiece | str
+    weights: dict[str, float] | tuple[Phase, ...] | None = None
+    weigh: Literal["examples", "tokens"] = "examples"
+    plan: Literal["windows", "best_fit"] = "windows"
+    epochs: dict[str, float] | None = None
+    when_exhausted: Literal["refuse", "hand_over"] = "refuse"
+    exclude: tuple[Exclude, ...] = ()
+    seq_len: int
+    batch_size: int
+    validation_fraction: float = 0.01
+    invalid_utf8: Literal["replace", "error"] = "replace"
+    on_error: Literal["refuse", "skip"] = "refuse"
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    filters: tuple[Filter, ...] = ()
+    near_duplicates: NearDuplicates | None = None
+    overlap: Overlap | None = None
+    seed: int = 0
+    workers: int | None = None
 
-
-@dataclasses.dataclass(kw_only=True)
-class DocstringsConfig(tfds.core.BuilderConfig):
-    packages: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, packages: tuple[str, ...]) -> DocstringsConfig:
-        """The name holds what is installed, so that another environment builds anew."""
-        installed = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
-        key = hashlib.sha256("\n".join([*packages, "", *installed]).encode()).hexdigest()[:12]
-        return cls(name=f"docstrings_{key}", description="Docstrings of installed packages.", packages=tuple(packages))
-
-    def documents(self) -> Iterator[tuple[str, bytes]]:
-        roots = sorted({Path(sysconfig.get_paths()[k]) for k in ("purelib", "platlib")})
-        entries = {e.stem: e for r in roots for e in sorted(r.iterdir()) if (e.is_dir() or e.suffix == ".py")}
-        for missing in sorted(set(self.packages) - set(entries)):
+    def __post_init__(self):
+        if not self.sources:
+            raise UserError("data.sources: expected at least one, got none; add e.g. {'stdlib': Stdlib()}")
+        if "://" in self.path:
             raise UserError(
-                f"Docstrings.packages: expected packages in {roots[0]}, got {missing!r}; install or drop it"
+                f"data.path: expected a local folder, since stores are memory-mapped, got {self.path!r}; copy the "
+                "prepared folder to each host's disk"
             )
-        files = [
-            (path, path.relative_to(entries[name].parent).as_posix())
-            for name in self.packages or sorted(n for n in entries if n.isidentifier())
-            for path in (
-                python_files(entries[name], skip=SKIPPED | TESTS) if entries[name].is_dir() else [entries[name]]
-            )
-        ]
-        for (_, module), text in zip(files, docstrings_of(files), strict=True):
-            if text:
-                yield module, text.encode()
+        for name, source in self.sources.items():
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name in ("raw", "lock", "tokenizer.model"):
+                raise UserError(f"data.sources: expected names fit for a folder, got {name!r}; rename it")
+            if not isinstance(source, Source):
+                raise UserError(f"data.sources[{name!r}]: expected a Source, got {source!r}")
+        if self.weights is not None:
+            as_phases(self.weights, self.sources, "data.weights")
+        for name, epochs in (self.epochs or {}).items():
+            if name not in self.sources or not 0 < epochs < math.inf:
+                raise UserError(
+                    f"data.epochs: expected positive numbers for some of {sorted(self.sources)}, got {name!r}: {epochs}"
+                )
+        for e in self.exclude:
+            if isinstance(e, ExcludeDocuments) and e.source not in self.sources:
+                raise UserError(f"data.exclude: expected a source of {sorted(self.sources)}, got {e.source!r}")
+        for name, known in (
+            ("weigh", ("examples", "tokens")),
+            ("plan", ("windows", "best_fit")),
+            ("when_exhausted", ("refuse", "hand_over")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"data.{name}: expected one of {known}, got {getattr(self, name)!r}")
+        for name, value in (("seq_len", self.seq_len), ("batch_size", self.batch_size), ("workers", self.workers or 1)):
+            if value < 1:
+                raise UserError(f"data.{name}: expected at least 1, got {value}")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"data.validation_fraction: expected 0 <= x < 1, got {self.validation_fraction}")
+        if self.invalid_utf8 not in ("replace", "error"):
+            raise UserError(f"data.invalid_utf8: expected 'replace' or 'error', got {self.invalid_utf8!r}")
+        if self.on_error not in ("refuse", "skip"):
+            raise UserError(f"data.on_error: expected 'refuse' or 'skip', got {self.on_error!r}")
+        if self.max_document_bytes < 1:
+            raise UserError(f"data.max_document_bytes: expected at least 1, got {self.max_document_bytes}")
+        for f in self.filters:
+            if not isinstance(f, Filter):
+                raise UserError(f"data.filters: expected Filters, got {f!r}; write e.g. (Length(min_chars=200),)")
 
 
-class PythonCorpus(tfds.core.GeneratorBasedBuilder):
-    """What a Python installation holds to read: {"name", "text"}, one split, in order. Version: that of Python."""
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A prepared corpus. validation: empty with validation_fraction=0. fingerprint: of tokenizer and each store."""
 
-    VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, (name, text) in enumerate(self.builder_config.documents()):
-            yield i, {"name": name, "text": text}
+    tokenizer: Tokenizer
+    train: dict[str, Store]
+    validation: dict[str, Store]
+    fingerprint: dict[str, str]
 
 
-def build(config: tfds.core.BuilderConfig, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """The finished PythonCorpus under `data_dir`; built if it is not there."""
-    # tfrecord: parquet loses rows in TFDS 4.9.10.
-    builder = PythonCorpus(config=config, data_dir=str(data_dir), file_format="tfrecord")
-    with contextlib.redirect_stdout(None):  # TFDS announces a download
-        _download_and_prepare(builder)
-    return builder
+def open_corpus(data: Data) -> Corpus:
+    """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings."""
+    path = Path(data.path)
+    if not (path / "tokenizer.model").is_file():
+        raise UserError(f"{path}: expected a prepared corpus, got no tokenizer.model there; run `lm prepare`")
+    tokenizer = Tokenizer.load(path / "tokenizer.model")
+    check_tokenizer(data, tokenizer)
+    stores: dict[str, dict[str, Store]] = {split: {} for split in SPLITS}
+    for name in data.sources:
+        for split in splits(data):
+            folder = path / name / split
+            if not (folder / "meta.json").is_file():
+                raise UserError(f"{folder}: expected a prepared store, got no meta.json there; run `lm prepare`")
+            stores[split][name] = store = Store(folder)
+            _check_store(data, name, store, tokenizer)
+    fingerprint = {f"{n}/{split}": s.fingerprint for split, named in stores.items() for n, s in named.items()}
+    return Corpus(tokenizer=tokenizer, fingerprint={"tokenizer": tokenizer.fingerprint} | fingerprint, **stores)
 
 
-def find(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """A dataset by TFDS name. UserError for an unknown one or a failed download."""
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError) as e:
-        reason = str(e).strip().split("\n")[0]
-        raise UserError(f"Tfds({name!r}): expected a TFDS name, with data_dir={data_dir!r}; {reason}") from None
-    _download_and_prepare(builder)
-    return builder
+def splits(data: Data) -> list[str]:
+    return list(SPLITS) if data.validation_fraction else ["train"]
 
 
-def _download_and_prepare(builder):
-    tensorflow()  # TFDS would import it louder
-    tfds.disable_progress_bar()
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+def made_from(data: Data, name: str) -> dict[str, Any]:
+    """The settings that decide what is in a store. One that is not set is None, which an older store need not have."""
+    settings = {
+        "source": _described(data.sources[name]),
+        "validation_fraction": data.validation_fraction,
+        "invalid_utf8": data.invalid_utf8,
+        "skip_errors": {"max_document_bytes": data.max_document_bytes} if data.on_error == "skip" else None,
+        "filters": [_described(f) for f in data.filters] or None,
+        "near_duplicates": data.near_duplicates and _described(data.near_duplicates),
+        "overlap": data.overlap and _described(data.overlap),
+    }
+    return json.loads(json.dumps(settings))
 
 
-def record_parts(builder: tfds.core.DatasetBuilder, split: str, *fields: str) -> list[Part]:
-    """The record files of a split, in stretches of about `stretch_bytes`. UserError for a split, field or format that
-    is not there or not readable."""
-    name = builder.info.full_name
-    file_format = builder.info.file_format.value
-    if file_format != "tfrecord":
+def _described(value: Any) -> Any:
+    """A dataclass as a dict with the name of its class, and of the classes inside."""
+    if isinstance(value, dict):
+        return {k: _described(v) for k, v in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {"type": type(value).__name__} | {
+        f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)
+    }
+
+
+def tokenizer_made_from(data: Data) -> dict[str, Any]:
+    return dataclasses.asdict(data.tokenizer) if isinstance(data.tokenizer, SentencePiece) else {"path": data.tokenizer}
+
+
+def raw_digest(data: Data, name: str) -> str | None:
+    """Of the raw files and those that filters read; None when that cannot be told or some are not here."""
+    identity = data.sources[name].identity()
+    paths = [Path(p) for f in data.filters for p in f.files()]
+    if identity is None or not all(p.is_file() for p in paths):
+        return None
+    if not paths:
+        return digest(identity)
+    return digest([identity, [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]])
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def check_tokenizer(data: Data, tokenizer: Tokenizer) -> None:
+    path = Path(data.path, "tokenizer.model")
+    if isinstance(data.tokenizer, str):
+        if Path(data.tokenizer).is_file() and (wanted := Tokenizer.load(data.tokenizer).fingerprint):
+            if wanted != tokenizer.fingerprint:
+                raise UserError(
+                    f"{path}: expected tokenizer {data.tokenizer} ({wanted[:12]}), got {tokenizer.fingerprint[:12]}; "
+                    "set data.path to another folder or run `lm prepare --force`"
+                )
+        return
+    settings = path.with_name("tokenizer.json")
+    saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
+    _same(f"{path}: tokenizer", tokenizer_made_from(data), saved.get("made_from"))
+    if saved["fingerprint"] != tokenizer.fingerprint:
         raise UserError(
-            f"{name}: expected file_format tfrecord, got {file_format}; build it with file_format='tfrecord'"
+            f"{path}: expected fingerprint {saved['fingerprint'][:12]}, got {tokenizer.fingerprint[:12]}; "
+            "copy it again or run `lm prepare --force`"
         )
-    texts = sorted(_text_features(builder.info.features))
-    for field in fields:
-        if field.replace(".", "/") not in texts:
+
+
+def _check_store(data: Data, name: str, store: Store, tokenizer: Tokenizer) -> None:
+    if store.meta.tokenizer != tokenizer.fingerprint:
+        raise UserError(
+            f"{store.path}: expected tokens of tokenizer {tokenizer.fingerprint[:12]}, got of "
+            f"{store.meta.tokenizer[:12]}; delete {store.path.parent} and run `lm prepare`"
+        )
+    _same(f"{store.path}", made_from(data, name), store.meta.made_from)
+
+
+def check_raw(data: Data, name: str) -> None:
+    folder = Path(data.path, name, "train")
+    raw = raw_digest(data, name)
+    if raw is not None and raw != (prepared := Store(folder).meta.raw):
+        raise UserError(
+            f"{folder}: expected raw files {str(prepared)[:12]} of data.sources[{name!r}], got {raw[:12]}: a file was "
+            "added, removed or changed; run `lm prepare --force`"
+        )
+
+
+def _same(what: str, expected: dict | None, got: dict | None, at: str = "") -> None:
+    for key in [*(expected or {}), *(got or {})]:
+        a, b = (expected or {}).get(key), (got or {}).get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            _same(what, a, b, f"{at}{key}.")
+        elif a != b:
             raise UserError(
-                f"{name}: expected field to be one of its texts {texts}, got {field!r}; set Tfds(field=...)"
+                f"{what}: expected {at}{key}={a!r} as in the config, got one made with {b!r}; set data.path to another "
+                "folder or run `lm prepare --force`"
             )
-    try:
-        instructions = builder.info.splits[split].file_instructions
-    except (KeyError, ValueError) as e:
-        raise UserError(f"{name}: expected a split of {sorted(builder.info.splits)}, got {split!r} ({e})") from None
-    parts, part_bytes = [], stretch_bytes(sum(os.path.getsize(i.filename) for i in instructions))
-    for i in instructions:
-        n = i.examples_in_shard if i.take == -1 else i.take
-        n_bytes = os.path.getsize(i.filename) * n // max(1, i.examples_in_shard)
-        step = -(-n // max(1, round(n_bytes / part_bytes)))
-        for at in range(i.skip, i.skip + n, max(1, step)):
-            stop = min(at + step, i.skip + n)
-            parts.append(Part(str(i.filename), at, stop, n_bytes * (stop - at) // max(1, n)))
-    return parts
-
-
-def _text_features(features, prefix="") -> Iterator[str]:
-    for name, feature in features.items():
-        if isinstance(feature, tfds.features.Text):
-            yield prefix + name
-        elif isinstance(feature, tfds.features.FeaturesDict):
-            yield from _text_features(feature, f"{prefix}{name}/")

@@ -15,7 +15,7 @@ from lm.data.work import SPLITS
 from lm.errors import UserError
 
 if TYPE_CHECKING:
-    from lm.data.prepare import Corpus
+    from lm.data.corpus import Corpus
 
 BAR = 40  # characters of the fullest bucket
 

@@ -301,10 +301,10 @@ class Tfds(Fielded, _Records):
     data_dir: str | None = None
 
     def parts(self, cache: Path) -> list[Part]:
-        from lm.data import corpus
+        from lm.data import python_corpus
 
-        builder = corpus.find(self.name, self.data_dir)
-        return corpus.record_parts(builder, self.split, *self._template().fields)
+        builder = python_corpus.find(self.name, self.data_dir)
+        return python_corpus.record_parts(builder, self.split, *self._template().fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,10 +315,10 @@ class Stdlib(_Records):
     include_tests: bool = False
 
     def parts(self, cache: Path) -> list[Part]:
-        from lm.data import corpus
+        from lm.data import python_corpus
 
-        builder = corpus.build(corpus.StdlibConfig.of(self.include_tests), cache)
-        return corpus.record_parts(builder, "train", "text")
+        builder = python_corpus.build(python_corpus.StdlibConfig.of(self.include_tests), cache)
+        return python_corpus.record_parts(builder, "train", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +331,7 @@ class Docstrings(_Records):
     packages: tuple[str, ...] = ()
 
     def parts(self, cache: Path) -> list[Part]:
-        from lm.data import corpus
+        from lm.data import python_corpus
 
-        builder = corpus.build(corpus.DocstringsConfig.of(self.packages), cache)
-        return corpus.record_parts(builder, "train", "text")
+        builder = python_corpus.build(python_corpus.DocstringsConfig.of(self.packages), cache)
+        return python_corpus.record_parts(builder, "train", "text")

@@ -20,7 +20,7 @@ from lm.data.tokenizer import PAD_ID
 from lm.errors import UserError
 
 if TYPE_CHECKING:
-    from lm.data.prepare import Corpus, Data
+    from lm.data.corpus import Corpus, Data
 
 
 class Plan(NamedTuple):
