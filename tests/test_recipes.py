@@ -33,6 +33,8 @@ PUBLISHED = {
     "albert_xxlarge": 223_158_450,  # AlbertForPreTraining of albert-xxlarge-v2, the tied table counted once
     "bart_base": 139_420_416,
     "bert_base": 110_106_428,  # BertForPreTraining of bert-base
+    # ElectraForPreTraining of electra-base and ElectraForMaskedLM of its generator, their embedding counted once
+    "electra_base": 109_483_009 + 33_740_602 - 23_837_184,
     "gemma2_9b": 9_241_705_984,
     "gpt3_175b": 174_604_836_864,  # 175B in table 2.1 of the paper, which does not count exactly
     "llama2_7b": 6_738_415_616,
@@ -52,6 +54,7 @@ SMALLER = {
     "albert_tiny": ["model.d_embed=20", "model.d_ff=36"],
     "bart_tiny": ["model.d_ff=36"],
     "bert_tiny": ["model.d_ff=36"],
+    "electra_tiny": ["model.d_embed=20", "model.d_ff=36", "model.generator.d_model=12"],
     "gemma2_tiny": ["model.d_ff=36", "model.head_dim=6", "model.window=5"],
     "gpt3_tiny": ["model.window=5"],
     "llama_tiny": ["model.d_ff=36"],

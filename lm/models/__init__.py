@@ -4,6 +4,7 @@ from lm.models.albert import Albert
 from lm.models.bart import Bart, MBart
 from lm.models.base import Family, Model, Output
 from lm.models.bert import Bert
+from lm.models.electra import Electra, GeneratorSize
 from lm.models.gemma import Gemma, Gemma2, Gemma3
 from lm.models.gpt2 import GPT2
 from lm.models.gpt_neo import GPTNeo
@@ -15,7 +16,7 @@ from lm.models.opt import OPT
 from lm.models.qwen import Qwen2, Qwen3, Qwen3Moe
 from lm.models.roberta import Roberta
 from lm.models.t5 import T5
-from lm.models.tasks import SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
+from lm.models.tasks import SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair, WordsAndReplaced
 from lm.models.transformer import Transformer
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "Albert",
     "Bart",
     "Bert",
+    "Electra",
     "Family",
     "GPTNeo",
     "GPTNeoX",
     "Gemma",
     "Gemma2",
     "Gemma3",
+    "GeneratorSize",
     "Llama",
     "MBart",
     "Mistral",
@@ -48,4 +51,5 @@ __all__ = [
     "Transformer",
     "Words",
     "WordsAndPair",
+    "WordsAndReplaced",
 ]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.errors import UserError
-from lm.models.tasks import Task, Words, WordsAndPair
+from lm.models.tasks import Task, Words, WordsAndPair, WordsAndReplaced
 from lm.nn import param as params
 from lm.nn.block import Layer
 from lm.nn.stack import Remat, Stack
@@ -201,12 +201,15 @@ def flops_per_token(model: Model, infos: dict, seq_len: int, row: Row | None = N
 
 def _places(model: Model, flat: dict[str, params.ParamInfo], path: str, info: params.ParamInfo, row: Row) -> int:
     """How many places of a row are multiplied with a parameter."""
-    side = path.partition(".")[0]
+    side, _, rest = path.partition(".")
+    if side == "generator":  # ELECTRA's second encoder, over the same row
+        side = rest.partition(".")[0]
     if "position" in info.axes:
         return 0
     if side in ("embed", "target_embed"):
         output = "target_embed.table" if "target_embed.table" in flat else "embed.table"
-        tied = isinstance(model.task, (Words, WordsAndPair)) and "head.table" not in flat
+        has_words = isinstance(model.task, (Words, WordsAndPair, WordsAndReplaced))
+        tied = has_words and not flat.keys() & {"head.table", "generator.head.table"}
         return row.predicted if tied and path == output else 0
     if side == "head":
         return row.predicted

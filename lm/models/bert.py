@@ -1,6 +1,6 @@
 """BERT (Devlin et al., 2019): norms after each part, learned positions, sentence types, and a head for each task.
 
-RoBERTa and ALBERT exchange one part or another of it.
+RoBERTa, ALBERT and ELECTRA exchange one part or another of it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Bert(Model):
     """
 
     family: ClassVar[Family] = "encoder"
+    encoder: ClassVar[type[Encoder]] = Encoder
 
     vocab_size: int = 30522
     d_model: int = 768
@@ -136,7 +137,7 @@ class Bert(Model):
 
     def build(self, rngs: nnx.Rngs, **parts: Any) -> Encoder:
         stack = Stack(self.order, self.scan, self.remat)
-        return Encoder(
+        return self.encoder(
             Embed(self.vocab_size, self.d_embed, rngs=rngs, init=self.init, pad_id=self.pad_id),
             self.positions(rngs),
             self.norm(self.d_embed, rngs),

@@ -1,4 +1,4 @@
-"""The encoder-only Transformer of BERT, RoBERTa and ALBERT, with the heads of their tasks."""
+"""The encoder-only Transformer of BERT, RoBERTa, ALBERT and ELECTRA, with the heads of their tasks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,42 @@ from lm.nn.position import LearnedPositions
 from lm.nn.stack import Stack
 
 
-class Encoder(nnx.Module):
+class Trunk(nnx.Module):
+    """Layers over embedded tokens, run by `stack`.
+
+    project: from the width of the embedding to that of the layers, where they differ (ALBERT).
+    """
+
+    def __init__(self, stack: Stack, layers: AnyBlock, *, project: Linear | None = None):
+        self.stack, self.layers = stack, layers
+        attach(self, project=project)
+
+    def encoded(
+        self,
+        x: jax.Array,
+        tokens: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        valid: jax.Array | None = None,
+        key: jax.Array | None = None,
+        record: bool = False,
+    ) -> Output:
+        """x [B,S,E], the embedded tokens [B,S] -> hidden [B,S,D]; the rest as in the call of `Encoder`."""
+        if hasattr(self, "project"):
+            x = self.project(x)
+        s = x.shape[1]
+        mask = full_mask(s, s, *attended(tokens, segments, valid))
+        out = self.stack((self.layers,), x, Context(mask, valid=valid), key=key, record=record)
+        states = jnp.concatenate([x[None], out.states]) if out.states is not None else None
+        return Output(out.x, router=out.router, states=states)
+
+
+class Encoder(Trunk):
     """Embeddings behind a norm, layers run by `stack`, and the heads of a task, each only where it has one.
 
-    project: from the width of the embedding to that of the layers (ALBERT). pooler: of the first token. head: of masked
-    words. pair: of the pooled state, whether two sentences belong. labeler: labels of a sequence (of the pooled state,
-    or of the first token where there is no pooler) or of tokens, or starts and ends of spans.
+    pooler: of the first token. head: of masked words. pair: of the pooled state, whether two sentences belong. labeler:
+    labels of a sequence (of the pooled state, or of the first token where there is no pooler) or of tokens, or starts
+    and ends of spans.
     """
 
     head: Head
@@ -49,8 +79,9 @@ class Encoder(nnx.Module):
         labeler: LinearHead | DenseHead | None = None,
         dropout: float = 0.0,
     ):
-        self.embed, self.positions, self.norm, self.stack, self.layers = embed, positions, norm, stack, layers
-        attach(self, types=types, project=project, pooler=pooler, head=head, pair=pair, labeler=labeler)
+        super().__init__(stack, layers, project=project)
+        self.embed, self.positions, self.norm = embed, positions, norm
+        attach(self, types=types, pooler=pooler, head=head, pair=pair, labeler=labeler)
         self.dropout = dropout
 
     def __call__(
@@ -67,20 +98,26 @@ class Encoder(nnx.Module):
     ) -> Output:
         """tokens [B,S] -> hidden [B,S,D]. positions [B,S] default to 0..S-1, token_types [B,S] to 0; segments [B,S]
         keep packed texts apart; valid bool [B,S] (None: all) are the tokens that are attended to."""
-        b, s = tokens.shape
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(s), (b, s))
         k_embed, k_layers = split_key(key, 2)
+        x = self.embedded(tokens, dtype=dtype, positions=positions, token_types=token_types, key=k_embed)
+        return self.encoded(x, tokens, segments=segments, valid=valid, key=k_layers, record=record)
+
+    def embedded(
+        self,
+        tokens: jax.Array,
+        *,
+        dtype: DTypeLike,
+        positions: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """tokens [B,S] -> [B,S,E], what the layers read: tokens, positions and types, behind the norm."""
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embed(tokens, dtype) + self.positions(positions, dtype)
         if hasattr(self, "types"):
             x = x + self.types(jnp.zeros_like(tokens) if token_types is None else token_types, dtype)
-        x = dropout(self.norm(x), self.dropout, k_embed)
-        if hasattr(self, "project"):
-            x = self.project(x)
-        mask = full_mask(s, s, *attended(tokens, segments, valid))
-        out = self.stack((self.layers,), x, Context(mask, valid=valid), key=k_layers, record=record)
-        states = jnp.concatenate([x[None], out.states]) if out.states is not None else None
-        return Output(out.x, router=out.router, states=states)
+        return dropout(self.norm(x), self.dropout, key)
 
     def pooled(self, x: jax.Array) -> jax.Array:
         """hidden [B,S,D] -> [B,D], what stands for the whole text."""

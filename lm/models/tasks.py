@@ -26,6 +26,11 @@ class WordsAndPair(Task):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WordsAndReplaced(Task):
+    """Masked tokens by a generator, and of each token that it fills in or leaves, whether it is the original."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels(Task):
     """Base of the tasks with a number of labels."""
 

@@ -6,6 +6,7 @@ from lm.objectives.denoising import Denoising
 from lm.objectives.fim import FillInTheMiddle
 from lm.objectives.masked_lm import MaskedLM
 from lm.objectives.prefix_lm import PrefixLM
+from lm.objectives.replaced_tokens import ReplacedTokens
 from lm.objectives.seq2seq import Seq2Seq
 from lm.objectives.span_corruption import SpanCorruption
 from lm.objectives.ul2 import UL2, Denoiser
@@ -21,6 +22,7 @@ __all__ = [
     "MaskedLM",
     "Objective",
     "PrefixLM",
+    "ReplacedTokens",
     "Score",
     "Seq2Seq",
     "SpanCorruption",

@@ -1,0 +1,48 @@
+"""A small ELECTRA on the text of the quick start: masked words, and which words a generator has filled in.
+
+Hardware: two CPU cores, under a minute once the text is prepared. Expected: the loss of masked words falls from 8.3 to
+about 6.1, which is what the frequency of words alone tells, and the discriminator's from 0.69 to 0.41, which is what
+the share of replaced words alone tells: 43.0 and 26.7 in all.
+    lm train electra_tiny --workdir runs/electra_tiny
+"""
+
+from lm.config import Checkpoint, Config, Eval, Train
+from lm.data import Data, Docstrings, SentencePiece, Stdlib
+from lm.mesh import Mesh
+from lm.models import Electra, GeneratorSize
+from lm.objectives import ReplacedTokens
+from lm.optim import Cosine, Muon
+
+TOKENIZER_SIZE = 4096
+VOCAB_SIZE = TOKENIZER_SIZE + 3  # and the mask, [CLS] and [SEP]
+
+config = Config(
+    model=Electra(
+        vocab_size=VOCAB_SIZE,
+        d_embed=128,
+        d_model=128,
+        n_layers=3,
+        n_heads=4,
+        max_positions=128,
+        generator=GeneratorSize(d_model=64, n_heads=2),
+    ),
+    data=Data(
+        path="data/quickstart",
+        sources={"stdlib": Stdlib(), "docstrings": Docstrings()},
+        tokenizer=SentencePiece(vocab_size=TOKENIZER_SIZE),
+        seq_len=128,
+        batch_size=24,
+        validation_fraction=0.02,
+    ),
+    objective=ReplacedTokens(
+        mask_id=TOKENIZER_SIZE,
+        cls_id=TOKENIZER_SIZE + 1,
+        sep_id=TOKENIZER_SIZE + 2,
+        vocab_size=TOKENIZER_SIZE,
+    ),
+    optim=Muon(lr=0.01, schedule=Cosine(warmup_steps=10)),
+    train=Train(steps=60, log_every=10),
+    mesh=Mesh(data=-1, fsdp=1),
+    checkpoint=Checkpoint(every=60),
+    eval=Eval(max_batches=8),
+)
