@@ -27,7 +27,7 @@ class ExcludeDocuments(Exclude):
     """Documents of a source's training store, by number, as `Stream.where` and the reports of a run give them.
 
     Their text becomes padding. Of their closing separators those stay that open a document that is not excluded: it
-    would be read as part of the one before. An excluded document then looks empty, and its end is a target.
+    would be read as part of the one before. An excluded document then looks empty, and no objective predicts its end.
     """
 
     source: str

@@ -37,7 +37,8 @@ class Score(NamedTuple):
 class Objective:
     """Base of the objectives. `model` below is a module of the family the objective is for.
 
-    start_id, pad_id: the tokenizer's ids for the start of a document and for padding.
+    start_id, pad_id: the tokenizer's ids for the start of a document and for padding. Where it has none for padding,
+    a decoder takes -1 (`lm.data.NO_PAD`): a place that is no target may look up any row of the embedding.
     """
 
     family: ClassVar[Family] = "decoder"

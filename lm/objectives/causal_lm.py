@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
+from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score, router_loss
 from lm.objectives.cross_entropy import cross_entropy
 from lm.sharding import constrain
@@ -28,28 +29,35 @@ class Packed(NamedTuple):
     targets: jax.Array
     segments: jax.Array  # number of the document within the row
     positions: jax.Array  # place within the document
-    weights: jax.Array  # 1.0 where the target counts, 0.0 on padding
+    weights: jax.Array  # 1.0 where the target counts, 0.0 where it is padding or predicted from padding
 
 
 def unpack(tokens: jax.Array, start_id: int, pad_id: int) -> Packed:
-    """tokens [B,S+1] -> inputs, targets, segments, positions and weights."""
+    """tokens [B,S+1] -> inputs, targets, segments, positions and weights.
+
+    Padding within a row stands for documents left out (`lm.data.exclude`). It is of the segment before it, whose text
+    it comes after, and the separator after it opens the next: no token sees it, and what is predicted from it, that
+    separator, does not count.
+    """
     tokens = constrain(tokens, "act_batch", None)
     inputs, targets = (constrain(t, "act_batch", "act_seq") for t in (tokens[:, :-1], tokens[:, 1:]))
     opens = inputs == start_id
     index = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     begins = jax.lax.cummax(jnp.where(opens, index, 0), axis=1)
+    counts = (targets != pad_id) & ((inputs != pad_id) | opens)  # one id may be both
     return Packed(
         inputs,
         targets,
         jnp.cumsum(opens, axis=1, dtype=jnp.int32),
         index - begins,
-        (targets != pad_id).astype(jnp.float32),
+        counts.astype(jnp.float32),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalLM(Objective):
-    """`document_mask`: attention and positions start anew with each document. `chunks`: see `cross_entropy`.
+    """`document_mask`: attention and positions start anew with each document. Without it a row is one text, from which
+    documents left out are gone (`noise.closed`). `chunks`: see `cross_entropy`.
 
     router_balance, router_z: weights of the two losses of a mixture of experts (see `lm.nn.moe`), per target.
     """
@@ -78,7 +86,7 @@ class CausalLM(Objective):
         return {"tokens": jax.ShapeDtypeStruct((batch_size, seq_len + 1), jnp.int32)}
 
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"tokens": rows["tokens"]}
+        return {"tokens": self._text(rows)}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
         packed = unpack(batch["tokens"], self.start_id, self.pad_id)
@@ -105,3 +113,7 @@ class CausalLM(Objective):
     def seen(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What more the model is told of who sees whom."""
         return {}
+
+    def _text(self, rows: dict[str, np.ndarray]) -> np.ndarray:
+        tokens = rows["tokens"]
+        return tokens if self.document_mask else noise.closed(tokens, self.pad_id, self.start_id)

@@ -81,7 +81,7 @@ class Denoising(Objective):
         return {"inputs": row, "targets": row}
 
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        text, ids = rows["tokens"][:, :-1], rows["id"]
+        text, ids = noise.closed(rows["tokens"][:, :-1], self.pad_id, self.start_id), rows["id"]
         inputs = np.full(text.shape, self.pad_id, np.int32)
         for length, which in noise.by_length(text, self.pad_id):
             if length:

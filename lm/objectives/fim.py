@@ -43,7 +43,7 @@ class FillInTheMiddle(CausalLM):
     def __post_init__(self):
         super().__post_init__()
         ids = (self.pad_id, self.start_id, *self._sentinels)
-        if len(set(ids)) < len(ids) or min(ids) < 0:
+        if len(set(ids)) < len(ids) or min(ids[1:]) < 0:  # a tokenizer without padding has NO_PAD
             raise UserError(
                 "objective: expected different ids of 0 and more for pad_id, start_id, prefix_id, suffix_id and "
                 f"middle_id, got {', '.join(map(str, ids))}; make model.vocab_size larger than the tokenizer's size"
@@ -61,7 +61,7 @@ class FillInTheMiddle(CausalLM):
         return "token" if self.sentinel_loss else "token of text"
 
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tokens = rows["tokens"]
+        tokens = noise.closed(rows["tokens"], self.pad_id, self.start_id)
         self._check_text(tokens)
         n, width = tokens.shape
         real = tokens != self.pad_id
@@ -71,9 +71,7 @@ class FillInTheMiddle(CausalLM):
         end = np.minimum(end, np.where(ends_here, width, stop[row]))
         length = end - begin
         bits = noise.draw(self.noise_seed, "fim", rows["id"], 4 * (ordinal.max() + 1)).reshape(n, -1, 4)[row, ordinal]
-        holes = np.hstack([np.zeros((n, 1), np.int64), np.cumsum(~real, axis=1)])  # where a document was left out
-        whole = holes[row, begin] == holes[row, end]
-        changed = (noise.uniform(bits[:, 0]) < self.rate) & (length > 0) & whole
+        changed = (noise.uniform(bits[:, 0]) < self.rate) & (length > 0)
         spm = noise.uniform(bits[:, 1]) < self.spm_share
         cuts = (noise.uniform(bits[:, 2:]) * (length + 1)[:, None]).astype(np.int64)
         first, second = begin + cuts.min(axis=1), begin + cuts.max(axis=1)

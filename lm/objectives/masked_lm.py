@@ -35,7 +35,7 @@ class MaskedLM(Objective):
     Of the n tokens of a row that are no specials, round(rate * n) are predicted (at least 1), chosen uniformly. Each
     is shown as the mask (`mask_share`), as a random token (`random_share`), or as it is.
 
-    mask_id, cls_id, sep_id: ids that the tokenizer never makes of text.
+    mask_id, cls_id, sep_id: ids that the tokenizer never makes of text; sep_id may be start_id.
     vocab_size: of the tokenizer; a random token is below it and none of the specials.
     span: predict n-grams of 1 to `span` tokens, P(n) ~ 1/n (ALBERT: Lan et al., 2020, eq. 2); the last may be cut.
     whole_word: predict all tokens of a word or none (n-grams are then of words), by `lm.objectives.words`. The number
@@ -66,11 +66,12 @@ class MaskedLM(Objective):
     chunks: int = 1
 
     def __post_init__(self):
-        specials = self._specials
-        if len(set(specials)) < len(specials) or min(specials) < 0:
+        ids = self.pad_id, self.start_id, self.mask_id, self.cls_id, self.sep_id
+        if len(self._specials) < len(ids) - (self.start_id == self.sep_id) or min(ids) < 0:
             raise UserError(
-                "objective: expected different ids of 0 and more for pad_id, start_id, mask_id, cls_id and sep_id, got "
-                f"{', '.join(map(str, specials))}; add tokens to model.vocab_size for those the tokenizer lacks"
+                "objective: expected different ids of 0 and more for pad_id, start_id, mask_id, cls_id and sep_id, "
+                f"of which start_id may be sep_id, got {', '.join(map(str, ids))}; add tokens to model.vocab_size for "
+                "those the tokenizer lacks"
             )
         if self._n_random < 1:
             raise UserError(
@@ -93,7 +94,8 @@ class MaskedLM(Objective):
 
     @property
     def _specials(self) -> tuple[int, ...]:
-        return self.pad_id, self.start_id, self.mask_id, self.cls_id, self.sep_id
+        """The padding first, each once: BERT and RoBERTa end a document with the separator."""
+        return tuple(dict.fromkeys((self.pad_id, self.start_id, self.mask_id, self.cls_id, self.sep_id)))
 
     @property
     def _n_random(self) -> int:
@@ -140,7 +142,7 @@ class MaskedLM(Objective):
 
     def examples(self, rows: dict[str, np.ndarray], words: WordTable | None = None) -> dict[str, np.ndarray]:
         """words: those of the tokenizer, which `whole_word` needs and `examples_for` gives."""
-        tokens, ids = rows["tokens"], rows["id"]
+        tokens, ids = noise.closed(rows["tokens"], self.pad_id, self.start_id), rows["id"]
         if self.whole_word and words is None:
             raise UserError(
                 "objective.whole_word: expected the words of a tokenizer, got none; take "
@@ -155,7 +157,10 @@ class MaskedLM(Objective):
             )
         bit = noise.draw(self.noise_seed, "masked_lm/pair", ids, 1)[:, 0] >> np.uint64(63) == 1
         make = pairs.Pairs(self.cls_id, self.sep_id, self.newline_id, self.start_id, self.pad_id)
-        tokens, pair = make.order(tokens, bit) if self.pair == "sop" else make.next(tokens, rows["other"], bit)
+        if self.pair == "sop":
+            tokens, pair = make.order(tokens, bit)
+        else:
+            tokens, pair = make.next(tokens, noise.closed(rows["other"], self.pad_id, self.start_id), bit)
         return self._mask(tokens, ids, words) | pair
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:

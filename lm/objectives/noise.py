@@ -83,8 +83,36 @@ def composition(keys: np.ndarray, parts: int) -> np.ndarray:
     return np.diff(cuts, axis=1)
 
 
+def closed(tokens: np.ndarray, pad_id: int, start_id: int) -> np.ndarray:
+    """Rows [n,W] with their text moved left over the padding in it, so that padding is only at their ends: what an
+    objective that rearranges text works on. `tokens` itself where no row has any.
+
+    A document that was left out (`lm.data.exclude`) stands as padding between the separator before it and its own,
+    which opens the next. Of the two the first stays: the row is what it would be had the store never had the document.
+    Where padding is spelt as the separator is, it cannot be told from ends of documents, and rows stay as they are.
+    """
+    real = tokens != pad_id
+    if pad_id == start_id or real.all():
+        return tokens
+    goes_on = real[:, 1:] > real[:, :-1]  # text after padding
+    which = np.flatnonzero(goes_on.any(axis=1))
+    if not len(which):
+        return tokens
+    rows, kept, index = tokens[which], real[which], np.arange(tokens.shape[1])
+    is_separator = rows == start_id
+    last = np.maximum.accumulate(np.where(kept, index, -1), axis=1)[:, :-1]  # the text before each column but the first
+    follows_one = (last >= 0) & np.take_along_axis(is_separator, np.maximum(last, 0), axis=1)
+    kept[:, 1:] &= ~(goes_on[which] & is_separator[:, 1:] & follows_one)
+    moved = np.full_like(rows, pad_id)
+    moved[index < kept.sum(axis=1, keepdims=True)] = rows[kept]
+    out = tokens.copy()
+    out[which] = moved
+    return out
+
+
 def by_length(tokens: np.ndarray, pad_id: int) -> Iterator[tuple[int, slice | np.ndarray]]:
-    """(length without the padding at the end, which rows) for each length among the rows [m,n]: one in training."""
+    """(length without the padding at the end, which rows) for each length among the rows [m,n], which are `closed`: one
+    where rows are full."""
     if (tokens[:, -1] != pad_id).all():
         yield tokens.shape[1], slice(None)
         return

@@ -54,8 +54,9 @@ class PrefixLM(CausalLM):
         return super().features(batch_size, seq_len) | {"prefix": prefix}
 
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tokens = rows["tokens"]
-        inputs, real = tokens[:, :-1], tokens[:, 1:] != self.pad_id
+        tokens = self._text(rows)
+        inputs = tokens[:, :-1]
+        real = (tokens[:, 1:] != self.pad_id) & ((inputs != self.pad_id) | (inputs == self.start_id))  # as in `unpack`
         n, length = inputs.shape
         index = np.arange(length)
         opens = inputs == self.start_id if self.document_mask else np.zeros(inputs.shape, bool)

@@ -125,7 +125,7 @@ class SpanCorruption(Objective):
         }
 
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        text, ids = rows["tokens"][:, :-1], rows["id"]
+        text, ids = noise.closed(rows["tokens"][:, :-1], self.pad_id, self.start_id), rows["id"]
         most = self.lengths(text.shape[1])
         inputs = np.full((len(text), most.inputs), self.pad_id, np.int32)
         targets = np.full((len(text), most.targets), self.pad_id, np.int32)

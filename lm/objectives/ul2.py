@@ -89,7 +89,8 @@ class UL2(Objective):
         self._corruption(self.denoisers[0], 2)  # refuses what is wrong in the fields that they share
         ids = (self.pad_id, self.start_id, self.r_id, self.s_id, self.x_id)
         last = self.first_sentinel_id - self.n_sentinels + 1
-        if len(set(ids)) < len(ids) or min(ids) < 0 or any(last <= i <= self.first_sentinel_id for i in ids):
+        lowest = min(self.decoder_start_id, *ids[1:])  # a decoder may have NO_PAD
+        if len(set(ids)) < len(ids) or lowest < 0 or any(last <= i <= self.first_sentinel_id for i in ids):
             raise UserError(
                 "objective: expected different ids of 0 and more, none of them a sentinel, for pad_id, start_id, r_id, "
                 f"s_id and x_id, got {', '.join(map(str, ids))} and sentinels {last} to {self.first_sentinel_id}"

@@ -10,13 +10,15 @@ import numpy as np
 
 from lm.errors import UserError
 
+GOES_ON = "##"  # how WordPiece spells that a piece goes on with the one before it
 SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level BPE spell a space at the front of a piece
 
 
 class Spelling(Protocol):
     """What is asked of a tokenizer."""
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -44,21 +46,26 @@ class Words(NamedTuple):
 
 
 def words_of(tokenizer: Spelling) -> Words:
-    """The table of a tokenizer whose pieces spell their spaces. UserError for another, as WordPiece, whose `the cat`
-    would be one word here."""
+    """The table of a tokenizer whose pieces spell their spaces, or of a WordPiece: there a word is a piece and those
+    with ## that follow it, as in the whole word masking of BERT. UserError for another, whose `the cat` would be one
+    word here."""
     begins = np.zeros(tokenizer.vocab_size, bool)
     ends = np.zeros_like(begins)
     spaced = False
-    for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab_size))):
+    goes_on, pieces = np.zeros_like(begins), tokenizer.pieces(range(tokenizer.vocab_size))
+    for i, piece in enumerate(pieces):
         text = tokenizer.decode([i])
         opens = piece.startswith(SPACES) or text[:1].isspace()
         spaced |= opens and len(piece) > 1
+        goes_on[i] = len(piece) > len(GOES_ON) and piece.startswith(GOES_ON)
         if text:
             begins[i], ends[i] = not opens and _of_word(text[0]), _of_word(text[-1])
+    if not spaced and goes_on.any():
+        return Words(goes_on, np.array([bool(tokenizer.decode([i])) for i in range(tokenizer.vocab_size)]))
     if not spaced:
         raise UserError(
-            f"objective.whole_word: expected a tokenizer whose pieces spell the space before a word, got none among "
-            f"{tokenizer.vocab_size}; set whole_word=False, or span for n-grams"
+            f"objective.whole_word: expected a tokenizer whose pieces spell the space before a word, or the ## inside "
+            f"of one, got none among {tokenizer.vocab_size}; set whole_word=False, or span for n-grams"
         )
     return Words(begins, ends)
 

@@ -105,6 +105,21 @@ def test_a_document_after_an_excluded_one_still_has_its_separator(stores, plan):
     assert kept or plan == "best_fit"
 
 
+@pytest.mark.parametrize("plan", ["windows", "best_fit"])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_padding_stands_for_whole_documents_or_their_parts(stores, plan, data):
+    """What an objective relies on: before padding a document ends or the row begins, after it one opens."""
+    n = stores["a"].n_documents
+    numbers = data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n))
+    tokens = stream(stores, ExcludeDocuments(source="a", numbers=tuple(numbers)), plan=plan).rows(np.arange(120))
+    is_padding = tokens == PAD
+    assert (tokens[:, 1:][is_padding[:, :-1] & ~is_padding[:, 1:]] == EOS).all()
+    assert (tokens[:, :-1][~is_padding[:, :-1] & is_padding[:, 1:]] == EOS).all()
+    without = stream(stores, plan=plan).rows(np.arange(120))
+    assert (tokens == without)[~is_padding].all()
+
+
 def test_exclusions_may_change_on_resume_where_nothing_was_read(stores):
     saved = stream(stores, ExcludeExamples(ranges=((20, 30),))).fingerprint
     for seen in (0, 19, 20, 500):

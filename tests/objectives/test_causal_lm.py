@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lm.errors import UserError
-from lm.models import GPT2, Llama
+from lm.models import GPT2, Llama, Mixtral
 from lm.models.base import abstract
 from lm.nn.position import Rope
 from lm.objectives import CausalLM
@@ -65,6 +65,49 @@ def test_without_the_document_mask_a_document_sees_the_one_before():
     tokens = row(START, *A, START, *C, START)
     assert abs(loss_fn(document_mask=False)(tokens).nll - loss_fn()(tokens).nll) > 0.01
     assert_close(loss_fn(document_mask=False)(row(START, *A)), loss_fn()(row(START, *A)))
+
+
+def test_padding_that_stands_for_a_document_is_of_no_other_and_nothing_is_predicted_from_it():
+    tokens = np.array([[20, 21, 3, 7, 7, 3, 22, 3, 7, 3, 23, 7], [7, 7, 3, 20, 21, 3, 3, 22, 3, 7, 7, 7]])
+    packed = unpack(jnp.asarray(tokens, jnp.int32), START, PAD)
+    np.testing.assert_array_equal(packed.segments[0], [0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4])
+    np.testing.assert_array_equal(packed.positions[0], [0, 1, 0, 1, 2, 0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(packed.weights[0], [1, 1, 0, 0, 0, 1, 1, 0, 0, 1, 0])
+    np.testing.assert_array_equal(packed.segments[1], [0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4])
+    np.testing.assert_array_equal(packed.weights[1], [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0])
+
+
+def test_where_padding_is_spelt_as_the_separator_the_first_token_of_a_document_still_counts():
+    tokens = jnp.asarray([[20, 3, 21, 22, 3, 3, 23, 3, 3]], jnp.int32)
+    np.testing.assert_array_equal(unpack(tokens, 3, 3).weights, [[0, 1, 1, 0, 0, 1, 0, 0]])
+
+
+MOE = Mixtral(vocab_size=V, d_model=12, n_layers=2, n_heads=2, d_ff=20, n_experts=3, top_k=2, rope=Rope(theta=50.0))
+
+
+@pytest.mark.parametrize("model", [LLAMA, MOE], ids=["dense", "experts"])
+def test_documents_around_one_left_out_lose_what_each_loses_alone(model):
+    """The padding comes to no expert either; the losses of a router are of all tokens together, and left out here."""
+    graphdef, params = abstract(model).graphdef, random_params(model)
+    objective = CausalLM(start_id=START, pad_id=PAD, router_balance=0.0)
+    f = jax.jit(lambda p, batch: objective.loss(nnx.merge(graphdef, p), batch, dtype=jnp.float32, key=None))
+    loss = lambda tokens: f(params, {"tokens": tokens})
+    first, second = A[:3], C  # the end of the first is followed by padding and counts; the second's own end too
+    alone = jax.tree.map(jnp.add, loss(row(START, *first, START)), loss(row(START, *second, START)))
+    assert alone.weight == 8
+    for hole in (1, 2, 3):
+        assert_close(loss(row(START, *first, START, *[PAD] * hole, START, *second, START)), alone)
+    at_the_start = loss(row(PAD, PAD, START, *second, START))
+    assert_close(at_the_start, loss(row(START, *second, START)))
+
+
+def test_a_row_that_is_one_text_is_without_the_documents_left_out():
+    objective = CausalLM(start_id=START, pad_id=PAD, document_mask=False)
+    holey = np.concatenate([row(START, *A[:3], START, PAD, PAD, START, *C), row(PAD, START, *C)])
+    closed = np.concatenate([row(START, *A[:3], START, *C), row(START, *C)])
+    batch = objective.examples({"tokens": holey, "id": np.arange(2)})
+    np.testing.assert_array_equal(batch["tokens"], closed)
+    assert objective.examples({"tokens": closed, "id": np.arange(2)})["tokens"] is closed
 
 
 def test_loss_agrees_with_numpy():

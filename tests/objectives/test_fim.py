@@ -118,12 +118,12 @@ def test_rates_and_cuts_are_those_asked_for_within_binomial_bounds():
     assert (np.abs(hits - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 3000)).all()
 
 
-def test_a_document_with_padding_in_it_is_left_as_it_is():
-    tokens = np.full((1, 15), 20, np.int32)
-    tokens[0, [3, 10]] = START
-    tokens[0, 5:7] = PAD
+def test_what_is_padding_within_a_row_gives_way_before_its_text_does():
+    tokens = np.full((1, 20), 20, np.int32)
+    tokens[0, [3, 12]] = START
+    tokens[0, 4:12] = PAD  # a document that was left out
     out = with_(rate=1.0).examples({"tokens": tokens, "id": np.arange(1)})["tokens"][0].tolist()
-    assert out[6:14] == tokens[0, 3:11].tolist() and out[0] == PRE and out[14] == PRE
+    assert [undone(d) for d in pieces(out)] == [[20] * 3, [20] * 7] and out[-3:] == [PAD] * 3
 
 
 def test_rows_are_the_same_whatever_the_batch_and_the_input_is_left_alone():

@@ -20,6 +20,7 @@ from lm.objectives import (
     FillInTheMiddle,
     MaskedLM,
     PrefixLM,
+    ReplacedTokens,
     Seq2Seq,
     SpanCorruption,
     UL2Decoder,
@@ -47,12 +48,14 @@ OBJECTIVES = {
     "n-grams of whole words": MaskedLM(**BERT, whole_word=True, span=3),
     "sentence order": MaskedLM(**BERT, pair="sop"),
     "next sentence": MaskedLM(**BERT, pair="nsp"),
+    "replaced": ReplacedTokens(**BERT),
     "denoising": Denoising(mask_id=MASK),
     "spans": SpanCorruption(**SPANS),
     "ul2": UL2(**SPANS, **MODES),
     "ul2 on a decoder": UL2Decoder(**SPANS, **MODES),
     "pairs": Seq2Seq(max_source=T - 1, max_target=T - 1, separator_id=NEWLINE),
 }
+MASKED = ("masked", "n-grams", "whole words", "n-grams of whole words", "replaced")
 every = pytest.mark.parametrize("name", OBJECTIVES)
 # Of the first and last character of each token: two of three tokens go on with a word.
 WORDS = Words(np.arange(V) % 3 > 0, np.arange(V) % 5 > 0)
@@ -191,7 +194,7 @@ def restored(name, batch, i) -> list[int]:
         return batch["tokens"][i].tolist()
     if name == "fim":
         return [t for d in documents(batch["tokens"][i].tolist())[:-1] for t in unfilled(d)]
-    if name in ("masked", "n-grams", "whole words", "n-grams of whole words"):
+    if name in MASKED:
         tokens = unmasked(batch, i)
         assert tokens[0] == CLS and tokens[-1] == SEP
         return tokens[1:-1]
@@ -211,7 +214,7 @@ def restored(name, batch, i) -> list[int]:
 
 
 KEPT = {"causal": T + 1, "prefix": T + 1, "sentence order": T - 3, "denoising": T, "spans": T, "ul2": T}
-KEPT |= {"ul2 on a decoder": T} | dict.fromkeys(("masked", "n-grams", "whole words", "n-grams of whole words"), T - 2)
+KEPT |= {"ul2 on a decoder": T} | dict.fromkeys(MASKED, T - 2)
 
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "pairs"])

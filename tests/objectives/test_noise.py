@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.objectives import noise
 
@@ -101,6 +103,45 @@ def test_compositions_are_all_equally_likely(n, parts):
     assert sorted(map(tuple, found.tolist())) == sorted(ways)
     expected = rows / len(ways)
     assert ((counts - expected) ** 2 / expected).sum() < 35  # at most 9 degrees of freedom, p = 6e-5
+
+
+def closed_by_hand(row: list[int], pad: int, start: int) -> list[int]:
+    """The text of a row without the padding in it, a token at a time, and padding after it."""
+    out: list[int] = []
+    for before, token in zip([start, *row], row):
+        doubled = before == pad and token == start and out[-1:] == [start]  # the separator of a document left out
+        if token != pad and not doubled:
+            out.append(token)
+    return out + [pad] * (len(row) - len(out))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.sampled_from([7, 3, 20, 21, 22]), min_size=11, max_size=11), min_size=1, max_size=5))
+def test_rows_close_over_the_padding_in_them_each_on_its_own(rows):
+    tokens = np.array(rows, np.int32)
+    before = tokens.copy()
+    out = noise.closed(tokens, 7, 3)
+    assert out.tolist() == [closed_by_hand(row, 7, 3) for row in rows] and out.dtype == np.int32
+    np.testing.assert_array_equal(tokens, before)
+    assert noise.closed(out, 7, 3) is out
+
+
+def test_of_the_separators_around_a_document_left_out_one_stays():
+    close = lambda *row: [t for t in noise.closed(np.array([row]), 7, 3)[0].tolist() if t != 7]
+    assert close(20, 3, 7, 7, 3, 21, 7) == [20, 3, 21]
+    assert close(3, 7, 3, 21, 3, 7, 7, 7, 3, 22) == [3, 21, 3, 22]
+    assert close(7, 7, 3, 21) == [3, 21]  # it began in the row before
+    assert close(20, 3, 7, 7, 3, 3, 21) == [20, 3, 3, 21]  # the document after it is empty
+    assert close(20, 3, 3, 21) == [20, 3, 3, 21]
+
+
+def test_rows_that_have_nothing_to_close_are_the_same_array_whatever_padding_is():
+    for row in [[20, 21, 3, 22], [20, 3, 7, 7], [7, 7, 7, 7]]:
+        tokens = np.array([row, [20, 21, 22, 23]])
+        assert noise.closed(tokens, 7, 3) is tokens
+    np.testing.assert_array_equal(noise.closed(np.array([[20, 3, -1, 3, 21]]), -1, 3), [[20, 3, 21, -1, -1]])
+    ends = np.array([[20, 7, 7, 7, 21]])  # one id for padding and the separator
+    assert noise.closed(ends, 7, 7) is ends
 
 
 def test_rows_are_grouped_by_their_length_without_padding():

@@ -199,6 +199,29 @@ def test_packed_documents_lose_what_each_loses_alone():
     assert_close(together, jax.tree.map(jnp.add, *alone))
 
 
+@pytest.mark.parametrize("loss_on", ["suffix", "all"])
+def test_documents_around_one_left_out_are_cut_and_lose_as_they_would_alone(loss_on):
+    objective = PrefixLM(**IDS, min_prefix=0.5, max_prefix=0.5, loss_on=loss_on)
+    f = loss_fn(objective)
+    made = lambda *tokens: objective.examples({"tokens": row(*tokens), "id": np.arange(1)})
+    first, second = made(START, *A[:3], START), made(START, *C, START)
+    batch = made(START, *A[:3], START, PAD, PAD, PAD, START, *C, START)
+    np.testing.assert_array_equal(batch["prefix"][0, :4], first["prefix"][0, :4])
+    assert not batch["prefix"][0, 4:8].any()  # a row that ends there has no prefix there either
+    np.testing.assert_array_equal(batch["prefix"][0, 8:], second["prefix"][0, :4])
+    assert_close(f(batch), jax.tree.map(jnp.add, f(first), f(second)))
+    assert_close(f(made(PAD, PAD, START, *C, START)), f(second))
+
+
+def test_a_row_that_is_one_text_is_cut_without_the_documents_left_out():
+    objective = PrefixLM(**IDS, document_mask=False)
+    with_hole, without = (
+        objective.examples({"tokens": row(*tokens), "id": np.arange(1)})
+        for tokens in ([*A, START, PAD, PAD, START, *C], [*A, START, *C])
+    )
+    assert_equal(with_hole, without)
+
+
 def test_score_counts_the_bytes_of_the_suffix_alone():
     objective = PrefixLM(**IDS, min_prefix=0.5, max_prefix=0.5, z_loss=0.1)
     graphdef, params = abstract(LLAMA).graphdef, random_params(LLAMA)

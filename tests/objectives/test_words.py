@@ -98,8 +98,17 @@ def test_words_begin_where_those_of_a_trained_tokenizer_do():
                 assert start == (not re.fullmatch(r"\w\w", now[-1] + after)), (now[-5:], after)
 
 
+def test_words_of_a_word_piece_are_a_piece_and_those_that_go_on_with_it():
+    pieces = ["<pad>", "</s>", "un", "##aff", "##able", "cat", "-", "##s"]
+    table = words_of(Pieces(pieces))
+    row = ["un", "##aff", "##able", "cat", "##s", "-", "cat", "</s>", "##s", "un", "<pad>"]
+    tokens = np.array([[pieces.index(p) for p in row] + [len(pieces)]])  # the last is a mask
+    starts = table.starts(tokens, tokens < len(pieces))[0]
+    assert starts.tolist() == [True, False, False, True, False, True, True, True, True, True, True, True]
+
+
 def test_a_tokenizer_without_spaces_in_its_pieces_and_a_missing_table_are_refused():
     with pytest.raises(UserError, match="objective.whole_word: expected a tokenizer whose pieces spell the space"):
-        MaskedLM(**IDS, whole_word=True).examples_for(Pieces(["<pad>", "</s>", "the", "##y", "cat"]))
+        MaskedLM(**IDS, whole_word=True).examples_for(Pieces(["<pad>", "</s>", "the", "##", "cat"]))
     with pytest.raises(UserError, match=r"objective.whole_word: .* take objective.examples_for\(tokenizer\)"):
         MaskedLM(**IDS, whole_word=True).examples(text())
