@@ -7,10 +7,12 @@ the same step; a Python handler installed after `initialize` would disable it, s
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -49,6 +51,24 @@ def use_cpu_cores(rows: int, n_devices: int | None = None) -> None:
         return
     if n >= cores > 1:  # a thread pool below each device would only get in its way
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+
+
+class Pace:
+    """Lets the host run at most `ahead` computations before the devices: `pace(outputs)` after each dispatch.
+
+    Enough for the devices never to wait, and their batches take no more memory than that. Without it XLA's CPU client
+    deadlocks: with several devices and more than 32 programs in flight, one device waits in a collective for another
+    that cannot begin.
+    """
+
+    def __init__(self, ahead: int = 4):
+        self._ahead = ahead
+        self._dispatched: collections.deque[Any] = collections.deque()
+
+    def __call__(self, outputs: Any) -> None:
+        self._dispatched.append(outputs)
+        if len(self._dispatched) > self._ahead:
+            jax.block_until_ready(self._dispatched.popleft())
 
 
 def shutdown() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
+from lm.distributed import Pace
 from lm.objectives import Score
 
 
@@ -56,8 +57,12 @@ class Perplexity:
 def evaluate(
     score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: ArrayLike, unit: str = "token"
 ) -> Perplexity:
-    """Sums `score(params, batch, token_bytes)` over batches; the device is awaited once, at the end."""
-    sums: list[Score] = [score(params, batch, token_bytes) for batch in batches]
+    """Sums `score(params, batch, token_bytes)` over batches."""
+    sums: list[Score] = []
+    pace = Pace()
+    for batch in batches:
+        sums.append(score(params, batch, token_bytes))
+        pace(sums[-1])
     host = jax.device_get(sums)
     return Perplexity(
         nats=sum(float(s.nll) for s in host),
