@@ -123,41 +123,49 @@ def _prepare(args: argparse.Namespace) -> int:
     from lm import config
     from lm.data import prepare
 
-    prepare(config.resolve(args.recipe, args.overrides).config.data, force=args.force)
+    if (args.host is None) != (args.hosts is None):
+        raise errors.UserError(
+            "--host I --hosts N: expected both or none, got one; each host needs a number of its own"
+        )
+    data = config.resolve(args.recipe, args.overrides).config.data
+    prepare(data, force=args.force, host=args.host or 0, hosts=1 if args.hosts is None else args.hosts)
     return errors.EXIT_FINISHED
 
 
 def _data_preview(args: argparse.Namespace) -> int:
     from lm import config
-    from lm.data import Stream, open_corpus
+    from lm.data import Ramp, Stream, open_corpus
     from lm.data.preview import preview
 
     resolved = config.resolve(args.recipe, args.overrides).config
     data, corpus = resolved.data, open_corpus(resolved.data)
     stream = Stream.of(data, corpus)
-    size = data.batch_size
-    print(preview(stream, corpus.tokenizer, resolved.objective, step=args.step, batch_size=size, rows=args.rows))
+    ramp = Ramp.of(data)
+    print(preview(stream, corpus.tokenizer, resolved.objective, step=args.step, ramp=ramp, rows=args.rows))
     return errors.EXIT_FINISHED
 
 
 def _data_where(args: argparse.Namespace) -> int:
     from lm import run
-    from lm.data import Stream, inspect, open_corpus
+    from lm.data import Ramp, Stream, inspect, open_corpus
 
     at = run.position(args.workdir, args.step)
     data = at.config.data
     stream = Stream.of(data, open_corpus(data))
     for meta in at.metas:
         stream.check(meta.data, meta.examples_seen)
-    first, size = at.examples_seen, data.batch_size
-    print(inspect.where(stream, step=args.step, first=first, batch_size=size, rows=args.rows))
+    first, shape = at.examples_seen, Ramp.of(data).shape(at.examples_seen)
+    print(inspect.where(stream, step=args.step, first=first, shape=shape, rows=args.rows, exclude=data.exclude))
     return errors.EXIT_FINISHED
 
 
 def _data_stats(args: argparse.Namespace) -> int:
-    from lm.data import inspect
+    from lm.data import histogram, inspect
 
-    print(inspect.stats(_stores(args)))
+    stores = _stores(args)
+    if args.png:
+        histogram.write_png(stores, args.png)
+    print(inspect.stats(stores))
     return errors.EXIT_FINISHED
 
 
@@ -172,8 +180,9 @@ def _data_verify(args: argparse.Namespace) -> int:
 def _stores(args: argparse.Namespace) -> dict[str, Store]:
     """Of a folder as they are; of a recipe those it names, which must be made with its settings."""
     from lm.data import inspect, open_corpus
+    from lm.data.files import is_remote
 
-    if os.path.isdir(args.target):
+    if os.path.isdir(args.target) or is_remote(args.target):
         if args.overrides:
             raise errors.UserError(
                 f"{args.target}: expected no overrides with a folder, got {args.overrides[0]!r}; name a recipe for them"
@@ -273,6 +282,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("recipe", help=recipe)
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--force", action="store_true", help="throw away what is there and begin anew")
+    p.add_argument("--host", type=int, metavar="I", help="number of this host, from 0, of several that share data.path")
+    p.add_argument("--hosts", type=int, metavar="N", help="how many they are; start the command on each")
 
     looks = "look at data: the rows of a step, where they are from, documents and tokens, damaged files"
     group = groups[""].add_parser("data", help=looks, description=looks)
@@ -290,7 +301,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("--step", type=int, required=True, help=step)
     p.add_argument("--rows", type=int, help="how many of the batch (default: all)")
 
-    target = "folder of a prepared corpus, of one source or split in it, or a recipe"
+    target = "folder of a prepared corpus, of one source or split in it, url of a corpus, or a recipe"
     for name, run, help in (
         ("stats", _data_stats, "documents, tokens, bytes per token and lengths of a corpus"),
         ("verify", _data_verify, "read every shard of a corpus and compare its checksum"),
@@ -298,6 +309,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         p = command(name, run, help, of="data")
         p.add_argument("target", help=target)
         p.add_argument("overrides", nargs="*", metavar="a.b=value", help=f"of a recipe: {override}")
+    png = "also draw the lengths: documents, and their share of the tokens"
+    commands["data stats"].add_argument("--png", metavar="FILE", help=png)
 
     p = command("import-hf", _import_hf, "make a run of a Hugging Face model folder")
     p.add_argument("folder", help="a folder with config.json and safetensors or pytorch_model.bin")

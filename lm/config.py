@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm import codec
-from lm.data import Data, SentencePiece
+from lm.data import Data, Ramp, SentencePiece
+from lm.data.ramp import Shape
 from lm.errors import UserError, did_you_mean
 from lm.mesh import Mesh
 from lm.models import Model
@@ -46,7 +47,8 @@ def _not_negative(section: str, node: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """`microbatches` splits a batch for gradient accumulation; `precision` is that of the compute."""
+    """`microbatches` splits a batch for gradient accumulation; `precision` is that of the compute. `spike_sigmas`: a
+    loss so many standard deviations above the last ones is reported with its documents (`lm.training.watch`)."""
 
     steps: int
     microbatches: int = 1
@@ -55,10 +57,13 @@ class Train:
     init_from: str | None = None  # folder of a run whose latest weights a new run begins with
     log_every: int = 10
     eval_every: int = 0  # steps; 0: only at the end
+    spike_sigmas: float | None = 8.0
 
     def __post_init__(self):
         _positive("train", self, "steps", "microbatches", "log_every")
         _not_negative("train", self, "eval_every")
+        if self.spike_sigmas is not None and not self.spike_sigmas > 0:
+            raise UserError(f"train.spike_sigmas: expected a positive number or None, got {self.spike_sigmas}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +156,10 @@ def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
 
 
 def rows_and_devices(config: Config) -> tuple[int, int | None]:
-    """The sequences that are computed together, and the number of devices the mesh asks for, if it does."""
-    return config.data.batch_size // config.train.microbatches, config.mesh.n_devices
+    """What the number of sequences that are computed together is a multiple of, in every batch of the run; and the
+    number of devices the mesh asks for, if it does."""
+    rows = math.gcd(*(shape.rows for shape in Ramp.of(config.data).shapes))
+    return max(1, rows // config.train.microbatches), config.mesh.n_devices
 
 
 def load(recipe: str) -> Config:
@@ -204,15 +211,23 @@ def _names(folder: Path) -> list[str]:
 def check(config: Config) -> None:
     """Refuses what cannot work, before a device is touched. Sections check themselves; this checks across them."""
     data, model, train = config.data, config.model, config.train
-    if data.batch_size % train.microbatches:
-        raise UserError(f"train.microbatches: {train.microbatches} does not divide data.batch_size {data.batch_size}")
+    shapes = Ramp.of(data).shapes
+    for shape in shapes:
+        if shape.rows % train.microbatches:
+            where = _where(config, shape)
+            rows = f"{where} {shape.rows}" if where == "data.batch_size" else f"the {shape.rows} rows of {where}"
+            raise UserError(f"train.microbatches: {train.microbatches} does not divide {rows}; set a divisor of it")
     if config.objective.family != model.family:
         raise UserError(
             f"objective: {type(config.objective).__name__} is for models of the family {config.objective.family}, got "
             f"{type(model).__name__}, which is of {model.family}; take an objective of that family"
         )
     _check_ids(config)
-    config.objective.check(data.seq_len)
+    for shape in shapes:
+        try:
+            config.objective.check(shape.seq_len)
+        except UserError as e:
+            raise e if shape.seq_len == data.seq_len else UserError(f"data.ramp: {e}") from e
     longest = config.objective.longest(data.seq_len)
     if model.max_seq_len is not None and longest > model.max_seq_len:
         rows = f" (rows of {longest} for {type(config.objective).__name__})" if longest != data.seq_len else ""
@@ -252,23 +267,31 @@ def check_task(config: Config) -> None:
         )
 
 
+def ids_of_no_text(objective: Objective) -> Iterator[tuple[str, int]]:
+    """(field, id) of the tokens of an objective that stand for no text, of sentinels each from the last on. What ends a
+    document and what is padding are the tokenizer's own."""
+    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    for name in ("mask_id", "cls_id", "sep_id", "prefix_id", "suffix_id", "middle_id", "r_id", "s_id", "x_id"):
+        if name in fields:
+            yield name, fields[name]
+    if (first := fields.get("first_sentinel_id")) is not None:
+        yield from (("first_sentinel_id", i) for i in range(first - fields["n_sentinels"] + 1, first + 1))
+
+
 def _check_ids(config: Config) -> None:
-    """The ids of the objective against the vocabularies of the model and of a tokenizer that is trained here."""
+    """The ids of the objective against the vocabularies of the model and of a tokenizer that is trained here. A
+    tokenizer that is there already is read where its corpus is: see `lm.training.loop`."""
     model, objective, tokenizer = config.model, config.objective, config.data.tokenizer
     fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     for name, value in fields.items():
         if name.endswith("_id") and value >= model.vocab_size:
             raise UserError(f"objective.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}")
     if isinstance(tokenizer, SentencePiece):
-        special = ("prefix_id", "suffix_id", "middle_id", "r_id", "s_id", "x_id")
-        for name in ("mask_id", "cls_id", "sep_id", "first_sentinel_id", *special):
-            lowest = fields.get(name, tokenizer.vocab_size)
-            if name == "first_sentinel_id":
-                lowest -= fields.get("n_sentinels", 1) - 1
-            if lowest < tokenizer.vocab_size:
+        for name, value in ids_of_no_text(objective):
+            if value < tokenizer.vocab_size:
                 raise UserError(
                     f"objective.{name}: expected ids that the tokenizer never makes of text, {tokenizer.vocab_size} "
-                    f"and more, got {lowest}; data.tokenizer.vocab_size counts the tokens of text alone"
+                    f"and more, got {value}; data.tokenizer.vocab_size counts the tokens of text alone"
                 )
         if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
             raise UserError(
@@ -289,26 +312,36 @@ def _check_parameters(config: Config) -> None:
 
 def check_mesh(config: Config, n_devices: int) -> None:
     """The batch and sequence against the mesh of `n_devices`."""
-    sizes = config.mesh.sizes(n_devices)
+    for shape in Ramp.of(config.data).shapes:
+        _check_shape(config, config.mesh.sizes(n_devices), shape)
+
+
+def _check_shape(config: Config, sizes: dict[str, int], shape: Shape) -> None:
     placement = config.rules.act_batch or ()
     axes = (placement,) if isinstance(placement, str) else placement
     shards = math.prod(sizes[a] for a in axes)
-    rows = config.data.batch_size // config.train.microbatches
-    if rows % shards:
+    if shape.rows // config.train.microbatches % shards:
         micro = f" / train.microbatches {config.train.microbatches}" if config.train.microbatches > 1 else ""
         raise UserError(
-            f"data.batch_size: {config.data.batch_size}{micro} is not divisible by the {shards} data shards of the "
+            f"{_where(config, shape)}: {shape.rows}{micro} is not divisible by the {shards} data shards of the "
             f"mesh ({' x '.join(f'{a}={sizes[a]}' for a in axes)}); "
             f"set a multiple of {shards * config.train.microbatches}"
         )
-    row = config.objective.row(config.data.seq_len)
+    row = config.objective.row(shape.seq_len)
     for length in (row.length, row.memory):
         if length % sizes["seq"]:
-            made = f" (rows of {length})" if length != config.data.seq_len else ""
+            where = "data.seq_len" if shape.seq_len == config.data.seq_len else "data.ramp: seq_len"
+            made = f" (rows of {length})" if length != shape.seq_len else ""
             raise UserError(
-                f"data.seq_len: {config.data.seq_len}{made} is not divisible by mesh.seq {sizes['seq']}; "
+                f"{where}: {shape.seq_len}{made} is not divisible by mesh.seq {sizes['seq']}; "
                 f"set a multiple of it or a smaller mesh.seq"
             )
+
+
+def _where(config: Config, shape: Shape) -> str:
+    """What sets the number of rows of a batch."""
+    full = (shape.examples, shape.seq_len) == (config.data.batch_size, config.data.seq_len)
+    return "data.batch_size" if full else f"data.ramp: batches of {shape.rows} x {shape.seq_len}"
 
 
 def _origins(node: Any, at: str = "", default: bool = False) -> Iterator[tuple[str, Origin]]:

@@ -22,7 +22,7 @@ from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import IMPORTED, Checkpoints, Meta
 from lm.config import CONFIG_FILE, Config, Resolved, Train
-from lm.data import Data, Text, Tokenizer
+from lm.data import Data, SentencePieceTokenizer, Text
 from lm.data.hf_tokenizer import HFTokenizer
 from lm.data.tokenizers import SETTINGS, load_folder
 from lm.data.tokenizers import export as export_tokenizer
@@ -208,8 +208,8 @@ def _tokenizer(folder: Path) -> HFTokenizer | None:
     return load_folder(folder) if any((folder / name).is_file() for name in VOCABULARIES) else None
 
 
-def _write_tokenizer(tokenizer: Tokenizer | HFTokenizer | None, folder: Path) -> None:
-    if isinstance(tokenizer, Tokenizer):
+def _write_tokenizer(tokenizer: SentencePieceTokenizer | HFTokenizer | None, folder: Path) -> None:
+    if isinstance(tokenizer, SentencePieceTokenizer):
         export_tokenizer(tokenizer, folder)
     elif tokenizer is not None:
         tokenizer.save(folder)

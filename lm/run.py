@@ -13,14 +13,15 @@ import jax
 from lm import config as configs
 from lm.checkpoint import IMPORTED, Checkpoints, Meta
 from lm.config import Config, Resolved
-from lm.data import Tokenizer
+from lm.data import Ramp
+from lm.data.hf_tokenizer import HFTokenizer
+from lm.data.tokenizers import from_bytes
 from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
 from lm.models import Words
 from lm.training.setup import Setup, compute_dtype
 
 if TYPE_CHECKING:
-    from lm.data.hf_tokenizer import HFTokenizer
     from lm.generation import Generator
 
 
@@ -32,7 +33,7 @@ class Run:
     step: int
     setup: Setup
     params: dict
-    tokenizer: Any  # lm.data.Tokenizer, or HFTokenizer of an imported model; None: its folder had none
+    tokenizer: Any  # lm.data.Tokenizer, which of an imported model is not literal; None: its folder had none
 
     @property
     def config(self) -> Config:
@@ -48,13 +49,13 @@ class Run:
         if self.tokenizer is None:
             raise UserError("generate: the imported folder had no tokenizer; import it again with one")
         objective = self.config.objective
-        ours = isinstance(self.tokenizer, Tokenizer)
+        ours = not isinstance(self.tokenizer, HFTokenizer) or self.tokenizer.literal
         return Generator(
             self.config.model,
             self.params,
             self.tokenizer if ours else _Imported(self.tokenizer),
             start_id=objective.start_id if ours else None,
-            pad_id=objective.pad_id if ours else objective.start_id,
+            pad_id=objective.pad_id if ours and objective.pad_id >= 0 else objective.start_id,
             end_id=objective.start_id,
             dtype=compute_dtype(self.config.train.precision, self.setup.mesh),
         )
@@ -97,7 +98,9 @@ def restore(
         resolved = configs.overridden(resolved, overrides)
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
         params = checkpoints.restore_params(step, setup.abstract_state["params"])
-    return Run(resolved, step, setup, params, _tokenizer(meta.tokenizer))
+        trained_here = not (checkpoints.folder.parent / IMPORTED).is_dir()
+    tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=trained_here) if meta.tokenizer else None
+    return Run(resolved, step, setup, params, tokenizer)
 
 
 class Position(NamedTuple):
@@ -112,7 +115,7 @@ class Position(NamedTuple):
 def position(workdir: str | Path, step: int) -> Position:
     """After `step` steps of the run in `workdir`, by the checkpoints before and after, and else by its config.
 
-    UserError where the batch size was changed between the two checkpoints, which do not tell at which step.
+    UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step.
     """
     workdir = Path(workdir)
     if step < 0:
@@ -133,20 +136,14 @@ def position(workdir: str | Path, step: int) -> Position:
     config = Resolved.from_json(text, str(at)).config
     began = next((s for s in metas if s <= step), 0)
     seen = metas[began].examples_seen if began in metas else 0
-    batch_size = config.data.batch_size
-    if later is not None and began < step and seen + (later - began) * batch_size != metas[later].examples_seen:
+    ramp = Ramp.of(config.data)
+    if later is not None and began < step and ramp.after(seen, later - began) != metas[later].examples_seen:
         raise UserError(
-            f"{workdir}: expected {later - began} batches of {batch_size} from step {began} to {later}, got "
-            f"{metas[later].examples_seen - seen} examples: the batch size was changed at a step whose checkpoint is "
-            f"gone; ask for --step {began} or {later}"
+            f"{workdir}: expected {ramp.after(seen, later - began) - seen} examples from step {began} to {later}, got "
+            f"{metas[later].examples_seen - seen}: the batch size was changed at a step whose checkpoint is gone; ask "
+            f"for --step {began} or {later}"
         )
-    return Position(config, seen + (step - began) * batch_size, list(metas.values()))
-
-
-def _tokenizer(data: bytes) -> Any:
-    from lm.data.tokenizers import from_bytes
-
-    return from_bytes(data) if data else None
+    return Position(config, ramp.after(seen, step - began), list(metas.values()))
 
 
 def fitting_setup(config: Config) -> Setup:

@@ -262,7 +262,7 @@ WRONG = {
     "unknown field": ("train.step=5", "train.step: ", "'step'", "did you mean 'steps'?"),
     "field of another class": ("model.zzz=5", "model.zzz: ", "Llama", "known: "),
     "unknown class": ("model=Lama", "model: ", "'Lama'", "did you mean 'Llama'?"),
-    "class of another section": ("model=AdamW", "model: ", "'AdamW'", "known: Albert, Bart, Bert, GPT2, "),
+    "class of another section": ("model=AdamW", "model: ", "'AdamW'", "known: Albert, Bart, Bert, Electra, GPT2, "),
     "no value": ("train.steps", "'train.steps': ", "", "expected path=value"),
     "float for int": ("train.steps=1e3", "train.steps: ", "got 1000.0", "write 1000"),
     "text for int": ("train.steps=many", "train.steps: ", "got 'many'", "expected int"),
@@ -313,7 +313,7 @@ def test_a_wrong_config_is_one_line_with_path_got_and_way_out(name):
         (
             {"objective": AdamW(lr=0.1)},
             "objective: expected Objective, got the class 'lm.optim.optimizers.AdamW'; one of CausalLM, Denoising, "
-            "FillInTheMiddle, MaskedLM, PrefixLM, Seq2Seq, SpanCorruption, UL2, UL2Decoder",
+            "FillInTheMiddle, MaskedLM, PrefixLM, ReplacedTokens, Seq2Seq, SpanCorruption, UL2, UL2Decoder",
         ),
         ({"mesh": None}, "mesh: expected Mesh, got None; one of Mesh(...)"),
     ],

@@ -8,11 +8,12 @@ from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples
 from lm.data.filters import C4, Filter, Gopher, GopherRepetition, Length, Without
 from lm.data.overlap import Overlap
 from lm.data.prepare import prepare
+from lm.data.ramp import Ramp, Stage
 from lm.data.schedule import Phase
 from lm.data.sources import Docstrings, Jsonl, Source, Stdlib, Text, Tfds
 from lm.data.store import Store
 from lm.data.stream import Stream
-from lm.data.tokenizer import SentencePiece, Tokenizer
+from lm.data.tokenizer import NO_PAD, SentencePiece, SentencePieceTokenizer, Tokenizer
 
 __all__ = [
     "Arrow",
@@ -29,12 +30,16 @@ __all__ = [
     "HFDataset",
     "Jsonl",
     "Length",
+    "NO_PAD",
     "NearDuplicates",
     "Overlap",
     "Parquet",
     "Phase",
+    "Ramp",
     "SentencePiece",
+    "SentencePieceTokenizer",
     "Source",
+    "Stage",
     "Stdlib",
     "Store",
     "Stream",

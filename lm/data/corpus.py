@@ -13,10 +13,15 @@ from typing import Any, Literal
 
 from lm.data.dedup import NearDuplicates
 from lm.data.exclude import Exclude, ExcludeDocuments
+from lm.data.files import is_remote
 from lm.data.filters import Filter
+from lm.data.open_tokenizer import open_tokenizer, read_prepared, there
 from lm.data.overlap import Overlap
+from lm.data.progress import Log
+from lm.data.ramp import Ramp, Stage
 from lm.data.schedule import Phase, as_phases
 from lm.data.sources import MAX_DOCUMENT_BYTES, Source
+from lm.data.stage import stage_corpus
 from lm.data.store import Store
 from lm.data.tokenizer import SentencePiece, Tokenizer
 from lm.data.work import SPLITS
@@ -27,13 +32,19 @@ from lm.errors import UserError
 class Data:
     """What a run trains on.
 
-    path: folder of the prepared corpus, on a local disk. sources: by name, which is also their folder. tokenizer: how
-    to train one, or the path of a .model. weights: shares by source, for the whole run or in phases;
-    None: all epochs end together. weigh: shares of examples, or of tokens, which differs where packed rows are not
-    full. plan: rows are windows of the text, or whole documents by best fit (`lm.data.pack`). epochs: how often a
-    source may be read; none for it: without limit. when_exhausted: a run that needs more is refused, or other sources
-    take over while there are any. exclude: documents and examples to leave out (`lm.data.exclude`). batch_size:
-    global, in sequences. validation_fraction: share of documents, chosen by hash of their content; 0: none.
+    path: folder of the prepared corpus, on a local disk; or the url of one in an object store (`gs://bucket/corpus`),
+    which is only read, and copied once to a folder of its own in `cache` (None: ~/.cache/lm/corpora). sources: by name,
+    which is also their folder. tokenizer: how to train one, or the path of one: a .model of ours, a tokenizer.json or a
+    folder of Hugging Face, or the folder of a run, such as an imported model to go on from (`lm.data.open_tokenizer`).
+    Its end of text separates documents; nothing else is put around them, and what they spell is text, special tokens
+    included.
+
+    weights: shares by source, for the whole run or in phases; None: all epochs end together. weigh: shares of examples,
+    or of tokens, which differs where packed rows are not full. plan: rows are windows of the text, or whole documents
+    by best fit (`lm.data.pack`). epochs: how often a source may be read; none for it: without limit. when_exhausted: a
+    run that needs more is refused, or other sources take over while there are any. exclude: documents and examples to
+    leave out (`lm.data.exclude`). batch_size: global, in sequences. ramp: stages before it with smaller batches or
+    shorter rows (`lm.data.ramp`). validation_fraction: share of documents, chosen by hash of their content; 0: none.
     invalid_utf8: bytes that are no UTF-8 become U+FFFD and their documents are counted, or are refused. seed: of the
     order only. workers: processes of `prepare`; None: one per CPU.
 
@@ -44,6 +55,7 @@ class Data:
     """
 
     path: str
+    cache: str | None = None
     sources: dict[str, Source]
     tokenizer: SentencePiece | str
     weights: dict[str, float] | tuple[Phase, ...] | None = None
@@ -54,6 +66,7 @@ class Data:
     exclude: tuple[Exclude, ...] = ()
     seq_len: int
     batch_size: int
+    ramp: tuple[Stage, ...] = ()
     validation_fraction: float = 0.01
     invalid_utf8: Literal["replace", "error"] = "replace"
     on_error: Literal["refuse", "skip"] = "refuse"
@@ -67,10 +80,10 @@ class Data:
     def __post_init__(self):
         if not self.sources:
             raise UserError("data.sources: expected at least one, got none; add e.g. {'stdlib': Stdlib()}")
-        if "://" in self.path:
+        if self.cache is not None and is_remote(self.cache):
             raise UserError(
-                f"data.path: expected a local folder, since stores are memory-mapped, got {self.path!r}; copy the "
-                "prepared folder to each host's disk"
+                f"data.cache: expected a local folder, since stores are memory-mapped, got {self.cache!r}; name one on "
+                "each host's disk"
             )
         for name, source in self.sources.items():
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name in ("raw", "lock", "tokenizer.model"):
@@ -97,6 +110,7 @@ class Data:
         for name, value in (("seq_len", self.seq_len), ("batch_size", self.batch_size), ("workers", self.workers or 1)):
             if value < 1:
                 raise UserError(f"data.{name}: expected at least 1, got {value}")
+        Ramp.of(self)
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction: expected 0 <= x < 1, got {self.validation_fraction}")
         if self.invalid_utf8 not in ("replace", "error"):
@@ -120,12 +134,16 @@ class Corpus:
     fingerprint: dict[str, str]
 
 
-def open_corpus(data: Data) -> Corpus:
-    """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings."""
+def open_corpus(data: Data, log: Log = print) -> Corpus:
+    """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings; and as
+    `stage_corpus` for one in an object store. log: of what is copied from there."""
+    if is_remote(data.path):
+        named = [f"{name}/{split}" for name in data.sources for split in splits(data)]
+        data = dataclasses.replace(data, path=str(stage_corpus(data.path, named, cache=data.cache, log=log)))
     path = Path(data.path)
     if not (path / "tokenizer.model").is_file():
         raise UserError(f"{path}: expected a prepared corpus, got no tokenizer.model there; run `lm prepare`")
-    tokenizer = Tokenizer.load(path / "tokenizer.model")
+    tokenizer = read_prepared(path / "tokenizer.model")
     check_tokenizer(data, tokenizer)
     stores: dict[str, dict[str, Store]] = {split: {} for split in SPLITS}
     for name in data.sources:
@@ -190,12 +208,11 @@ def digest(value: Any) -> str:
 def check_tokenizer(data: Data, tokenizer: Tokenizer) -> None:
     path = Path(data.path, "tokenizer.model")
     if isinstance(data.tokenizer, str):
-        if Path(data.tokenizer).is_file() and (wanted := Tokenizer.load(data.tokenizer).fingerprint):
-            if wanted != tokenizer.fingerprint:
-                raise UserError(
-                    f"{path}: expected tokenizer {data.tokenizer} ({wanted[:12]}), got {tokenizer.fingerprint[:12]}; "
-                    "set data.path to another folder or run `lm prepare --force`"
-                )
+        if there(data.tokenizer) and (wanted := open_tokenizer(data.tokenizer).fingerprint) != tokenizer.fingerprint:
+            raise UserError(
+                f"{path}: expected tokenizer {data.tokenizer} ({wanted[:12]}), got {tokenizer.fingerprint[:12]}; "
+                "set data.path to another folder or run `lm prepare --force`"
+            )
         return
     settings = path.with_name("tokenizer.json")
     saved = json.loads(settings.read_bytes()) if settings.is_file() else {}

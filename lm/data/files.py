@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import importlib
 import io
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ from typing import IO, Any
 from lm.errors import UserError
 
 COMPRESSED = (".gz", ".zst")
+COPY_BYTES = 1 << 24  # a request of an object store costs some 50 ms
 UNREADABLE = (OSError, EOFError, zlib.error)  # what a file that is cut or damaged raises, gzip and zstd included
 
 
@@ -112,21 +113,38 @@ def stage(pattern: str, cache: Path, log: Callable[[str], None]) -> None:
     if todo:
         log(f"{pattern}: copying {len(todo)} of {len(files)} files, {total / 1e6:.1f} MB, to {target}")
     for path, local, size in todo:
-        local.parent.mkdir(parents=True, exist_ok=True)
-        temporary = local.with_name(f".{local.name}.{os.getpid()}")
-        try:
-            with path.open("rb") as source, open(temporary, "wb") as f:
-                shutil.copyfileobj(source, f, 1 << 24)
-            if (got := temporary.stat().st_size) != size:
-                raise UserError(f"{path}: expected {size} bytes, got {got}: it changed or was cut; prepare again")
-            os.replace(temporary, local)
-        except OSError as e:
-            raise UserError(f"{path}: expected to copy it to {local}, got {e}; prepare again") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        copy_file(path, local, size, "prepare again")
     if todo:
         seconds = time.monotonic() - began
         log(f"{pattern}: copied in {seconds:.0f} s, {total / 1e6 / max(seconds, 1e-3):.1f} MB/s")
+
+
+def copy_file(path: Any, local: Path, size: int, way_out: str, sha256: str | None = None) -> None:
+    """From a store (an epath) to `local`, which has its name when it is whole. UserError where it cannot be read or is
+    not of this size and, if given, this checksum; it says the way out."""
+    local.parent.mkdir(parents=True, exist_ok=True)
+    temporary = local.with_name(f".{local.name}.{os.getpid()}")
+    try:
+        got, hashed = 0, hashlib.sha256()
+        with path.open("rb") as source, open(temporary, "wb") as f:
+            for chunk in chunks(source, COPY_BYTES):
+                f.write(chunk)
+                got += len(chunk)
+                if sha256 is not None:
+                    hashed.update(chunk)
+            f.flush()
+            os.fsync(f.fileno())
+        if got != size:
+            raise UserError(f"{path}: expected {size} bytes, got {got}: it changed or was cut; {way_out}")
+        if sha256 not in (None, hashed.hexdigest()):
+            raise UserError(
+                f"{path}: expected sha256 {str(sha256)[:12]}, got {hashed.hexdigest()[:12]}: it is damaged; {way_out}"
+            )
+        os.replace(temporary, local)
+    except OSError as e:
+        raise UserError(f"{path}: expected to copy it to {local}, got {e}; {way_out}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def chunks(f: IO[bytes], size: int) -> Iterator[bytes]:

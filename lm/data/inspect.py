@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lm.data.exclude import Exclude, ExcludeExamples
+from lm.data.files import is_remote
+from lm.data.ramp import Shape
+from lm.data.stage import find_remote_stores, stage_corpus
 from lm.data.store import Store
 from lm.data.stream import Row, Stream
 from lm.data.work import SPLITS
@@ -22,7 +26,10 @@ BAR = 40  # characters of the fullest bucket
 
 def find_stores(path: str | Path) -> dict[str, Store]:
     """ "source/split" -> store, of the folder of a corpus, of a source, or of one store. UserError where there is none,
-    and for one that is unfinished or of another size than its meta.json says."""
+    and for one that is unfinished or of another size than its meta.json says. Of a corpus in an object store: of its
+    copy in the default cache, which is made and compared with its checksums if it is not there."""
+    if is_remote(str(path)):
+        path = stage_corpus(str(path), find_remote_stores(str(path)))
     path = Path(path)
     if (path / "meta.json").is_file():
         return {f"{path.parent.name}/{path.name}": Store(path)}
@@ -43,20 +50,39 @@ def stores_of(corpus: Corpus) -> dict[str, Store]:
     return {f"{name}/{split}": splits[split][name] for name in corpus.train for split in SPLITS if splits[split]}
 
 
-def where(stream: Stream, *, step: int, first: int, batch_size: int, rows: int | None = None) -> str:
-    """A line for each of the first `rows` rows (None: all) of the batch after `step` steps, which begins at id `first`:
-    source, epoch, row of the source, and documents as number[token:token] in the order of the row."""
+def where(
+    stream: Stream, *, step: int, first: int, shape: Shape, rows: int | None = None, exclude: Sequence[Exclude] = ()
+) -> str:
+    """A line for each of the first `rows` examples (None: all) of the batch after `step` steps, which begins at id
+    `first`: source, epoch, row of the source, and documents as number[token:token] in the order of the row. Last, the
+    override that passes over the batch. exclude: what the run excludes already."""
     if rows is not None and rows < 1:
         raise UserError(f"--rows: expected at least 1, got {rows}")
-    n = batch_size if rows is None else min(rows, batch_size)
+    n = shape.examples if rows is None else min(rows, shape.examples)
     found = stream.where(np.arange(first, first + n))
-    return "\n".join([heading(step, first, batch_size, n), *(f"row {i}: {origin(row)}" for i, row in enumerate(found))])
+    lines = [f"row {i}: {origin(row)}" for i, row in enumerate(found)]
+    passed = passing_over(stream, exclude, first, first + shape.examples)
+    return "\n".join([heading(step, first, shape, n), *lines, f"to pass over this batch: {passed}"])
 
 
-def heading(step: int, first: int, batch_size: int, rows: int) -> str:
+def heading(step: int, first: int, shape: Shape, shown: int) -> str:
     """Which batch it is: logs name a step when it is done, so the batch after `step` of them is that of the next."""
-    shown = f"; rows 0 to {rows - 1}" if rows < batch_size else ""
-    return f"batch after {step} steps (step {step + 1} of the log), ids {first} to {first + batch_size - 1}{shown}"
+    rows = f"; rows 0 to {shown - 1}" if shown < shape.examples else ""
+    cut = f", each cut into {shape.pieces} rows of {shape.seq_len}" if shape.pieces > 1 else ""
+    ids = f"ids {first} to {first + shape.examples - 1}"
+    return f"batch after {step} steps (step {step + 1} of the log), {ids}{cut}{rows}"
+
+
+def passing_over(stream: Stream, exclude: Sequence[Exclude], first: int, stop: int) -> str:
+    """The override under which a run reads no more the examples that ids `first` to `stop` - 1 were."""
+    ranges: list[list[int]] = []
+    for example in stream.plan(np.arange(first, stop)).example.tolist():
+        if ranges and ranges[-1][1] == example:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([example, example + 1])
+    more = ExcludeExamples(ranges=tuple((a, b) for a, b in ranges))
+    return f'"data.exclude={(*exclude, more)!r}"'.replace(" ", "")
 
 
 def origin(row: Row) -> str:
@@ -69,11 +95,12 @@ def origin(row: Row) -> str:
 
 
 class Bucket(NamedTuple):
-    """How many documents have from `low` to `high` tokens."""
+    """How many documents have from `low` to `high` tokens, and how many tokens they have together."""
 
     low: int
     high: int
     documents: int
+    tokens: int
 
 
 def length_histogram(store: Store) -> list[Bucket]:
@@ -83,8 +110,9 @@ def length_histogram(store: Store) -> list[Bucket]:
     if not len(lengths):
         return []
     bits = np.frexp(lengths.astype(np.float64))[1]  # of the binary number: 0 for 0, k + 1 from 2^k on
-    counts = np.bincount(bits)
-    return [Bucket(2**k // 2, max(2**k - 1, 0), int(counts[k])) for k in range(int(bits.min()), len(counts))]
+    counts, tokens = np.bincount(bits), np.bincount(bits, weights=lengths)  # float64 is exact below 2^53
+    first = int(bits.min())
+    return [Bucket(2**k // 2, max(2**k - 1, 0), int(counts[k]), int(tokens[k])) for k in range(first, len(counts))]
 
 
 def stats(stores: Mapping[str, Store]) -> str:

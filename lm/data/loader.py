@@ -15,10 +15,12 @@ import jax
 import numpy as np
 
 from lm.data.index import mix
+from lm.data.ramp import cut, piece_ids
 from lm.data.store import Store
 from lm.data.stream import Plan, Stream
 from lm.data.tf import tensorflow
 from lm.data.tokenizer import PAD_ID
+from lm.data.unchanged import Watch
 from lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +77,11 @@ class HostRows:
 
 
 class HostReader:
-    """The same rows of one global batch after another, as numpy. Stateless: any step can be read at any time."""
+    """The same rows of one global batch after another, as numpy. Stateless: any step can be read at any time.
+
+    batch_size: in examples, each of which is cut into `pieces` rows (`lm.data.ramp`). rows: their numbers among the
+    batch_size * pieces of a global batch.
+    """
 
     def __init__(
         self,
@@ -86,9 +92,13 @@ class HostReader:
         start: int,
         examples: Examples,
         extra_rows: int = 0,
+        pieces: int = 1,
     ):
         _check_extra(extra_rows)
         self._stream, self._examples, self._extra = stream, examples, extra_rows
+        self._pieces, self._piece = pieces, rows % pieces
+        rows, of = np.unique(rows // pieces, return_inverse=True)
+        self._take = of * pieces + self._piece  # of the pieces of all examples that are read here
         steps = max(1, PLAN_AHEAD // len(rows))
 
         @functools.lru_cache(maxsize=2 * READERS)
@@ -100,15 +110,21 @@ class HostReader:
             return planned
 
         self._plan, self._steps = plan, steps
+        self._check_stores = Watch(store.check_unchanged for store in stream.stores)
 
     def __call__(self, step: int) -> Batch:
         """Batch `step` counted from `start`: what `examples` makes of tokens int32 [n, T+1] and id int64 [n], and of
-        other int32 [n, T+1] if it needs rows from elsewhere."""
+        other int32 [n, T+1] if it needs rows from elsewhere. T is seq_len / pieces."""
+        self._check_stores()
         chunk, at = divmod(int(step), self._steps)
         plan = Plan(*(x[at] for x in self._plan(chunk)))
         batch = {"tokens": self._stream.read(plan), "id": plan.example}
         if self._extra:
             batch["other"] = self._stream.read(_elsewhere(self._stream, plan))
+        if self._pieces > 1:
+            ids = np.repeat(batch.pop("id"), self._pieces)[self._take]
+            batch = {name: cut(x, self._pieces)[self._take] for name, x in batch.items()}
+            batch["id"] = piece_ids(ids, self._piece)
         batch = self._examples(batch)
         return {name: x for name, x in batch.items() if name != "id"}
 
@@ -192,14 +208,9 @@ class Loader:
     the reading threads.
     """
 
-    def __init__(
-        self, stream: Stream, host: HostRows, *, start: int, examples: Examples, prefetch: int, extra_rows: int = 0
-    ):
-        self.examples_seen = start
+    def __init__(self, reader: HostReader, host: HostRows, *, start: int, batch_size: int, prefetch: int):
+        self.examples_seen, self._batch_size = start, batch_size
         self._host = host
-        reader = HostReader(
-            stream, host.rows, batch_size=host.batch_size, start=start, examples=examples, extra_rows=extra_rows
-        )
         dataset, self._names, self._failures = make_dataset(reader, prefetch=prefetch)
         self._batches = iter(dataset)
         self._ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
@@ -212,7 +223,7 @@ class Loader:
             raise UserError("loader: expected an open one, got one after close()")
         while len(self._ahead) < 2:
             self._ahead.append(self._transfer())
-        self.examples_seen += self._host.batch_size
+        self.examples_seen += self._batch_size
         return self._ahead.popleft()
 
     def _transfer(self):
@@ -243,19 +254,30 @@ def make_loader(
     start: int = 0,
     examples: Examples = identity,
     extra_rows: int = 0,
+    pieces: int = 1,
     prefetch: int = 2,
 ) -> Loader:
-    """Batches {"tokens": int32 [batch_size, seq_len+1], ...} from example `start` on.
+    """Batches {"tokens": int32 [batch_size * pieces, seq_len / pieces + 1], ...} from example `start` on.
 
     examples: from tokens int32 [n, seq_len+1] and id int64 [n] of some rows to the arrays [n, ...] of a batch; runs in
         the reading threads, must keep shapes, and must draw randomness from `id` only. "id" itself stays on the host.
     extra_rows: 1 gives `examples` "other" too, int32 [n, seq_len+1]: for each row one of its source from elsewhere.
+    pieces: rows that each example is cut into (`lm.data.ramp`).
     prefetch: host batches read ahead of the two that are on the devices.
     """
     if batch_size < 1 or start < 0:
         raise UserError(f"loader: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")
-    host = HostRows(sharding, batch_size)
-    return Loader(stream, host, start=start, examples=examples, prefetch=prefetch, extra_rows=extra_rows)
+    host = HostRows(sharding, batch_size * pieces)
+    reader = HostReader(
+        stream,
+        host.rows,
+        batch_size=batch_size,
+        start=start,
+        examples=examples,
+        extra_rows=extra_rows,
+        pieces=pieces,
+    )
+    return Loader(reader, host, start=start, batch_size=batch_size, prefetch=prefetch)
 
 
 def eval_batches(
@@ -267,10 +289,11 @@ def eval_batches(
     examples: Examples = identity,
     extra_rows: int = 0,
     max_batches: int | None = None,
+    pad_id: int = PAD_ID,
 ) -> Iterator[dict[str, jax.Array]]:
     """The store in order, {"tokens": int32 [batch_size, seq_len+1]}: each token but the first is a target once.
 
-    Rows overlap by one token. The end of the last row and the rows after it are `PAD_ID`, which a loss must skip. An
+    Rows overlap by one token. The end of the last row and the rows after it are `pad_id`, which a loss must skip. An
     `examples` sees the number of the row as its id. extra_rows: as in `make_loader`; "other" is padding where the store
     is a single row, and for the rows after the last.
     """
@@ -280,7 +303,7 @@ def eval_batches(
     n_batches = -(-n_windows // batch_size)
 
     def windows(ids):
-        tokens = np.full((len(ids), seq_len + 1), PAD_ID, np.int32)
+        tokens = np.full((len(ids), seq_len + 1), pad_id, np.int32)
         starts = ids * seq_len
         whole = np.flatnonzero(starts + seq_len < store.n_tokens)
         store.read_windows(starts[whole], tokens, whole)

@@ -5,6 +5,7 @@
     <path>/<source>/report.json                what became of everything that was read
     <path>/<source>/work/                      scans and receipts of an unfinished run
     <path>/raw/<source>/                       what a source had to download or build
+    <path>/.plan.json                          what several hosts have agreed on (`lm.data.hosts`)
 
 Two passes over the text, and memory for some 50 bytes a document (`lm.data.dedup` says what near-duplicates add): the
 first pass filters and hashes documents, so that duplicates and the split are settled before any shard is written, and
@@ -13,12 +14,14 @@ shards can be written in parallel and in any order.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,61 +30,100 @@ from lm.data.corpus import (
     Data,
     check_raw,
     check_tokenizer,
-    digest,
     made_from,
     open_corpus,
     raw_digest,
     splits,
     tokenizer_made_from,
 )
+from lm.data.files import is_remote
+from lm.data.hosts import Team, help_prepare, remove_work, unfinished, wait
+from lm.data.open_tokenizer import open_tokenizer, read_prepared
 from lm.data.overlap import Evaluation, OverlapIndex, read_evaluation
+from lm.data.plan import PLAN, Plan, in_one, scan_jobs, settings, tokenize_job, with_threads
+from lm.data.pool import Workers
 from lm.data.progress import Log, Progress, locked
 from lm.data.report import lines, report_of, write_report
-from lm.data.schedule import as_phases, mean_weight
 from lm.data.select import Near, Selection, drop_near_duplicates, signatures_path
 from lm.data.sources import Part, stretch_bytes
-from lm.data.store import VERSION, StoreMeta, docs_name, dtype_for, tokens_name, write_atomic, write_meta
-from lm.data.tokenizer import SentencePiece, Tokenizer
-from lm.data.work import SPLITS, Reading, ScanJob, TokenizeJob, run_jobs
+from lm.data.store import StoreMeta, docs_name, dtype_for, tokens_name, write_atomic, write_meta
+from lm.data.tokenizer import Tokenizer
+from lm.data.work import SPLITS, ScanJob, TokenizeJob, open_atomic
 from lm.errors import UserError
 
 
-def prepare(data: Data, *, force: bool = False, progress: bool = True, log: Log = print) -> Corpus:
-    """Makes what `open_corpus` opens; what is there already is kept, finished shards of a killed run included.
+def prepare(
+    data: Data, *, force: bool = False, progress: bool = True, log: Log = print, host: int = 0, hosts: int = 1
+) -> Corpus:
+    """Makes what `open_corpus` opens; what is there already is kept, finished shards of a killed run included. A corpus
+    in an object store is only opened.
 
     force: deletes and makes again the tokenizer and the sources of `data`. progress: a bar on a terminal, else a line
-    now and then by `log`. A second process waits for the first. UserError as `open_corpus`, and for raw data that is
-    missing, empty, unreadable or changed.
+    now and then by `log`. A second process waits for the first. host, hosts: which of how many that share `data.path`
+    and see the raw data under the same paths; the result does not depend on it. UserError as `open_corpus`, and for raw
+    data that is missing, empty, unreadable or changed.
     """
-    path = Path(data.path)
+    path, team = Path(data.path), Team(host=host, hosts=hosts)
+    if is_remote(data.path):
+        if force or hosts > 1:
+            raise UserError(
+                f"data.path: expected a local folder to prepare a corpus in, got {data.path!r}; prepare it there, then "
+                "copy the folder"
+            )
+        return open_corpus(data, log)
+    if force and hosts > 1:
+        raise UserError(
+            f"--force --hosts {hosts}: expected one of them, since a host cannot know what another has written anew; "
+            f"delete {path} on one host, then start all without --force"
+        )
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path / "lock", log):
+    with (
+        locked(path / f".lock-{host}", log) if hosts > 1 else contextlib.nullcontext(),
+        locked(path / "lock", log, shared=hosts > 1),
+        Workers(data.workers or os.cpu_count() or 1) as workers,
+    ):
+        if host:
+            help_prepare(data, team, workers, Progress(progress, log), log)
+            return open_corpus(data)
         if force:
             _remove(data)
         todo = [n for n in data.sources if not all((path / n / s / "meta.json").is_file() for s in splits(data))]
         for name in data.sources.keys() - set(todo):
             check_raw(data, name)
         if todo or not (path / "tokenizer.model").is_file():
-            _prepare(data, todo or list(data.sources), Progress(progress, log), log)
+            _prepare(data, todo or list(data.sources), team, workers, Progress(progress, log), log)
+        remove_work(data)
+        (path / PLAN).unlink(missing_ok=True)
         return open_corpus(data)
 
 
-def _prepare(data: Data, names: list[str], progress: Progress, log: Log) -> None:
+def _prepare(data: Data, names: list[str], team: Team, workers: Workers, progress: Progress, log: Log) -> None:
     path, began = Path(data.path), time.monotonic()
     have_tokenizer = (path / "tokenizer.model").is_file()
     if have_tokenizer:  # refuse before the work
-        check_tokenizer(data, Tokenizer.load(path / "tokenizer.model"))
+        check_tokenizer(data, read_prepared(path / "tokenizer.model"))
+    elif isinstance(data.tokenizer, str):
+        open_tokenizer(data.tokenizer)
     shards: dict[str, list[tuple[Part, ...]]] = {}
     for name in names:
         log(f"{name}: finding raw text of {type(data.sources[name]).__name__}")
         data.sources[name].fetch(path / "raw" / name, log)
         shards[name] = _shards(data.sources[name].parts(path / "raw" / name))
     evaluations, index = _read_evaluations(data, log)
-    scans = _scan_jobs(data, shards, index)
-    workers = data.workers or os.cpu_count() or 1
-    resumed = any(j.done() for jobs in scans.values() for j in jobs)
-    with progress("reading", sum(j.n_bytes for jobs in scans.values() for j in jobs)) as tick:
-        run_jobs([j for jobs in scans.values() for j in jobs], workers, tick)
+    plan = Plan(
+        settings=settings(data, team.hosts),
+        shards=shards,
+        raw={name: raw_digest(data, name) for name in names},
+        index=None if index is None else index.name,
+    )
+    scans = scan_jobs(data, plan)
+    resumed = any(j.done() for j in in_one(scans))
+    if team.hosts > 1:
+        plan.save(path)
+    mine = team.share(in_one(scans))
+    with progress("reading", sum(j.n_bytes for j in mine)) as tick:
+        workers.run(mine, tick)
+    wait(unfinished(in_one(scans), "scans"), log)
     selections = {name: Selection(name, jobs, data.validation_fraction) for name, jobs in scans.items()}
     near = _drop_near_duplicates(data, selections, log)
     reports = {}
@@ -95,10 +137,20 @@ def _prepare(data: Data, names: list[str], progress: Progress, log: Log) -> None
 
     if not have_tokenizer:
         _make_tokenizer(data, scans, log)
-    tokenizer = Tokenizer.load(path / "tokenizer.model")
-    jobs = {name: _tokenize_jobs(data, name, scans[name], selections[name].by_shard(), tokenizer) for name in names}
-    with progress("tokenising", sum(j.n_bytes for named in jobs.values() for j in named)) as tick:
-        run_jobs([j for named in jobs.values() for j in named], workers, tick)
+    tokenizer = read_prepared(path / "tokenizer.model")
+    jobs: dict[str, list[TokenizeJob]] = {}
+    for name, selection in selections.items():
+        labels = selection.by_shard()
+        if team.hosts > 1:
+            with open_atomic(plan.labels_path(path, name)) as f:
+                arrays: dict[str, Any] = {str(i): x for i, x in enumerate(labels)}
+                np.savez(f, **arrays)
+        found = enumerate(zip(scans[name], labels, selection.scans, strict=True))
+        jobs[name] = [tokenize_job(data, name, i, job, x, scan.digest(), tokenizer) for i, (job, x, scan) in found]
+    own = with_threads(team.share(in_one(jobs)), workers.n)
+    with progress("tokenising", sum(j.n_bytes for j in own)) as tick:
+        workers.run(own, tick)
+    wait(unfinished(in_one(jobs), "shards"), log)
     for name in names:
         _finish(data, name, jobs[name], selections[name], tokenizer, log)
     if index is not None:
@@ -145,44 +197,6 @@ def _shards(parts: list[Part]) -> list[tuple[Part, ...]]:
     return [tuple(s) for s in shards]
 
 
-def _scan_jobs(data: Data, shards: dict[str, list[tuple[Part, ...]]], index: Path | None) -> dict[str, list[ScanJob]]:
-    sample_bytes = data.tokenizer.train_bytes if isinstance(data.tokenizer, SentencePiece) else 0
-    size = {name: sum(p.n_bytes for parts in named for p in parts) for name, named in shards.items()}
-    share: dict[str, float] = {**size}
-    if data.weights:
-        phases = as_phases(data.weights, data.sources)
-        share = {n: mean_weight(phases, n) for n in shards}
-    jobs: dict[str, list[ScanJob]] = {}
-    for name, named in shards.items():
-        work = Path(data.path, name, "work")
-        work.mkdir(parents=True, exist_ok=True)
-        wanted = sample_bytes * share[name] / max(1, sum(share.values()))
-        jobs[name] = []
-        for i, parts in enumerate(named):
-            sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))
-            evaluations = None if index is None else index.name
-            key = digest([VERSION, made_from(data, name), raw_digest(data, name), evaluations, parts, sample])
-            jobs[name].append(
-                ScanJob(
-                    reading=Reading(
-                        source=data.sources[name],
-                        parts=parts,
-                        invalid_utf8=data.invalid_utf8,
-                        on_error=data.on_error,
-                        max_document_bytes=data.max_document_bytes,
-                        filters=data.filters,
-                    ),
-                    near=data.near_duplicates,
-                    overlap=index,
-                    remove_overlap=data.overlap is not None and data.overlap.remove,
-                    sample_bytes=sample,
-                    validation_fraction=data.validation_fraction,
-                    out=work / f"scan-{i:05d}-{key[:12]}.npz",
-                )
-            )
-    return jobs
-
-
 def _check_left(data: Data, selection: Selection) -> None:
     name, n, left_out = selection.name, selection.n_kept, selection.left_out()
     if n == 0:
@@ -202,8 +216,11 @@ def _check_left(data: Data, selection: Selection) -> None:
 
 def _make_tokenizer(data: Data, scans: dict[str, list[ScanJob]], log: Log) -> None:
     path = Path(data.path)
+    tokenizer: Tokenizer
     if isinstance(data.tokenizer, str):
-        tokenizer = Tokenizer.load(data.tokenizer)
+        tokenizer = open_tokenizer(data.tokenizer)
+        end = tokenizer.pieces([tokenizer.eos_id])[0]
+        log(f"tokenizer: {data.tokenizer} of {tokenizer.vocab_size} ids; {end} ({tokenizer.eos_id}) ends a document")
     else:
         sample = list(dict.fromkeys(text for jobs in scans.values() for j in jobs for text in j.result().sample))
         n_bytes, began = sum(len(t.encode()) for t in sample), time.monotonic()
@@ -213,26 +230,6 @@ def _make_tokenizer(data: Data, scans: dict[str, list[ScanJob]], log: Log) -> No
     settings = {"made_from": tokenizer_made_from(data), "fingerprint": tokenizer.fingerprint}
     write_atomic(path / "tokenizer.json", json.dumps(settings, indent=1).encode())
     write_atomic(path / "tokenizer.model", tokenizer.to_bytes())
-
-
-def _tokenize_jobs(
-    data: Data, name: str, scans: list[ScanJob], labels: list[np.ndarray], tokenizer: Tokenizer
-) -> list[TokenizeJob]:
-    path = Path(data.path)
-    return [
-        TokenizeJob(
-            reading=scan.reading,
-            scan=scan.out,
-            labels=label,
-            tokenizer=path / "tokenizer.model",
-            dtype=dtype_for(tokenizer.vocab_size),
-            folder=path / name,
-            shard=i,
-            out=path / name / "work" / f"shard-{i:05d}.json",
-            key=digest([hashlib.sha256(label.tobytes()).hexdigest(), scan.result().digest(), tokenizer.fingerprint]),
-        )
-        for i, (scan, label) in enumerate(zip(scans, labels, strict=True))
-    ]
 
 
 def _finish(
@@ -269,7 +266,6 @@ def _finish(
         log(f"{name}/{split}: {n_documents} documents, {n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token")
     if "validation" not in splits(data):
         shutil.rmtree(folder / "validation", ignore_errors=True)
-    shutil.rmtree(folder / "work")
 
 
 def _remove(data: Data) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from lm.data.inspect import heading, origin
 from lm.data.loader import HostReader
+from lm.data.ramp import Ramp
 from lm.data.stream import Row, Stream
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -40,12 +41,20 @@ def read_batch(
     rows: int,
     examples: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
     extra_rows: int = 0,
+    pieces: int = 1,
 ) -> Batch:
-    """The `rows` examples from id `first` on, as training reads them. examples, extra_rows: see `make_loader`."""
+    """The `rows` rows from example id `first` on, as training reads them. examples, extra_rows, pieces: see
+    `make_loader`."""
     reader = HostReader(
-        stream, np.arange(rows, dtype=np.int64), batch_size=rows, start=first, examples=examples, extra_rows=extra_rows
+        stream,
+        np.arange(rows, dtype=np.int64),
+        batch_size=-(-rows // pieces),
+        start=first,
+        examples=examples,
+        extra_rows=extra_rows,
+        pieces=pieces,
     )
-    return Batch(stream.where(np.arange(first, first + rows)), reader(0))
+    return Batch(stream.where(first + np.arange(rows) // pieces), reader(0))
 
 
 def preview(
@@ -54,10 +63,10 @@ def preview(
     objective: Any,
     *,
     step: int,
-    batch_size: int,
+    ramp: Ramp,
     rows: int,
 ) -> str:
-    """Text of the first `rows` rows of the batch that follows `step` steps of `batch_size`; fewer if it has no more.
+    """Text of the first `rows` rows of the batch that follows `step` steps; fewer if it has no more.
 
     objective: an `lm.objectives.Objective`.
     """
@@ -65,13 +74,22 @@ def preview(
         raise UserError(f"--step: expected 0 or more, got {step}")
     if rows < 1:
         raise UserError(f"--rows: expected at least 1, got {rows}")
-    first, n = step * batch_size, min(rows, batch_size)
-    examples = objective.examples_for(tokenizer)
-    batch = read_batch(stream, first=first, rows=n, examples=examples, extra_rows=objective.extra_rows)
+    first = ramp.after(0, step)
+    shape = ramp.shape(first)
+    n = min(rows, shape.rows)
+    batch = read_batch(
+        stream,
+        first=first,
+        rows=n,
+        examples=objective.examples_for(tokenizer),
+        extra_rows=objective.extra_rows,
+        pieces=shape.pieces,
+    )
     reading = Reading(tokenizer, names_of_ids(objective))
-    lines = [heading(step, first, batch_size, n)]
+    lines = [heading(step, first, shape, n)]
     for i, row in enumerate(batch.rows):
-        lines += ["", f"--- row {i}: {origin(row)}"]
+        piece = f"piece {i % shape.pieces} of {shape.pieces} of " if shape.pieces > 1 else ""
+        lines += ["", f"--- row {i}: {piece}{origin(row)}"]
         lines += reading.arrays({name: x[i] for name, x in batch.arrays.items()})
     return "\n".join(lines)
 

@@ -10,19 +10,30 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lm.errors import UserError
+
 Log = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def locked(path: Path, log: Log) -> Iterator[None]:
-    """Waits for the process that holds the file. The kernel frees it when that one ends, however it ends."""
+def locked(path: Path, log: Log, *, shared: bool = False, what: str = "prepares this folder") -> Iterator[None]:
+    """Waits for the process that holds the file. The kernel frees it when that one ends, however it ends.
+
+    shared: together with others that share it. what: they do. UserError for a file system without locks.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with open(path, "a+") as f:
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            log(f"{path}: waiting for process {f.read().strip() or '?'}, which prepares this folder")
-            fcntl.flock(f, fcntl.LOCK_EX)
+            log(f"{path}: waiting for process {f.read().strip() or '?'}, which {what}")
+            fcntl.flock(f, kind)
+        except OSError as e:
+            raise UserError(
+                f"{path}: expected a file system that can lock files, got {e}; mount it with locks (Lustre: -o flock), "
+                "or choose another folder"
+            ) from None
         f.truncate(0)
         f.write(f"{os.getpid()} on {os.uname().nodename}")
         f.flush()

@@ -17,11 +17,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.data.tokenizer import EOS_ID
+from lm.data.unchanged import FileState, check_files
 from lm.errors import UserError
 
 VERSION = 1
@@ -65,9 +66,14 @@ def docs_name(shard: int) -> str:
     return f"docs-{shard:05d}.u64"
 
 
+def temporary_name(path: Path) -> Path:
+    """Where what will be `path` is written: beside it, under a name that no other process on any host takes."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """All of `content` under `path`, or nothing: written under another name, flushed to the disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
             f.write(content)
@@ -82,19 +88,20 @@ class ShardWriter:
     """Streams documents into shard `number` of `folder`; memory does not grow with the shard but for its offsets.
 
     with ShardWriter(folder, 0, dtype) as w: w.add(ids, n_bytes); shard = w.finish()
-    Without `finish`, the files keep their temporary names and go.
+    Without `finish`, the files keep their temporary names and go. eos_id: of the tokenizer.
     """
 
-    def __init__(self, folder: Path, number: int, dtype: str):
+    def __init__(self, folder: Path, number: int, dtype: str, eos_id: int = EOS_ID):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._number, self._dtype = folder, number, dtype
-        self._temporary = folder / f".{tokens_name(number)}.{os.getpid()}"
+        self._temporary = temporary_name(folder / tokens_name(number))
         self._file = open(self._temporary, "wb")
         self._hash = hashlib.sha256()
         self._starts: list[int] = []
         self._n_tokens = self._n_bytes = 0
+        self._eos_id, self._eos = eos_id, np.array(eos_id, dtype).tobytes()
         if number == 0:
-            self._write([EOS_ID])
+            self._write([])
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -104,9 +111,9 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
     def add(self, ids: list[int], n_bytes: int) -> None:
-        """ids: one document without its eos."""
+        """ids: one document without its eos. UserError where it has one: it would be two."""
         self._starts.append(self._n_tokens)
-        self._write(ids + [EOS_ID])
+        self._write(ids)
         self._n_bytes += n_bytes
 
     def finish(self) -> Shard:
@@ -124,19 +131,36 @@ class ShardWriter:
         )
 
     def _write(self, ids):
-        raw = np.array(ids, self._dtype).tobytes()
+        tokens = np.fromiter(ids, self._dtype, len(ids))  # np.array takes twice as long
+        if (tokens == self._eos_id).any():
+            raise UserError(
+                f"{self._folder}: expected documents without token {self._eos_id}, which ends them, got one that the "
+                "tokenizer made of text; name another eos_token in its tokenizer_config.json"
+            )
+        raw = tokens.tobytes() + self._eos
         self._file.write(raw)
         self._hash.update(raw)
-        self._n_tokens += len(ids)
+        self._n_tokens += len(ids) + 1
+
+
+class ShardFile(NamedTuple):
+    name: str
+    size: int
+    sha256: str
+
+
+def shard_files(number: int, shard: Shard, dtype: str) -> tuple[ShardFile, ShardFile]:
+    """What a shard consists of."""
+    return (
+        ShardFile(tokens_name(number), shard.n_tokens * np.dtype(dtype).itemsize, shard.tokens_sha256),
+        ShardFile(docs_name(number), (shard.n_documents + 1) * 8, shard.docs_sha256),
+    )
 
 
 def check_shard_files(folder: Path, number: int, shard: Shard, dtype: str) -> None:
     """UserError for a missing or cut file. Sizes only: `Store.verify` reads the content."""
-    expected = {
-        folder / tokens_name(number): shard.n_tokens * np.dtype(dtype).itemsize,
-        folder / docs_name(number): (shard.n_documents + 1) * 8,
-    }
-    for path, size in expected.items():
+    for name, size, _ in shard_files(number, shard, dtype):
+        path = folder / name
         got = path.stat().st_size if path.is_file() else None
         if got != size:
             found = "nothing there" if got is None else f"{got}"
@@ -157,8 +181,12 @@ class Store:
         content = [meta.version, meta.dtype, meta.tokenizer, [dataclasses.astuple(s) for s in meta.shards]]
         self.fingerprint: str = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         full = [i for i, s in enumerate(meta.shards) if s.n_tokens]
-        self._tokens = [_map(self.path / tokens_name(i), meta.dtype) for i in full]
-        self._docs = [_map(self.path / docs_name(i), "<u8") for i in full]
+        self._files: dict[Path, FileState] = {}
+        for i in range(len(meta.shards)):
+            for name in (tokens_name(i), docs_name(i)):
+                self._files[self.path / name] = FileState.of(os.stat(self.path / name))
+        self._tokens = [self._map(tokens_name(i), meta.dtype) for i in full]
+        self._docs = [self._map(docs_name(i), "<u8") for i in full]
         self._token_base = np.cumsum([0] + [len(t) for t in self._tokens])
         self._doc_base = np.cumsum([0] + [len(d) - 1 for d in self._docs])
 
@@ -227,7 +255,7 @@ class Store:
     def verify(self) -> None:
         """Reads every file and compares checksums; UserError names the first that differs."""
         for i, shard in enumerate(self.meta.shards):
-            for name, expected in ((tokens_name(i), shard.tokens_sha256), (docs_name(i), shard.docs_sha256)):
+            for name, _, expected in shard_files(i, shard, self.meta.dtype):
                 with open(self.path / name, "rb") as f:
                     got = hashlib.file_digest(f, "sha256").hexdigest()
                 if got != expected:
@@ -235,6 +263,19 @@ class Store:
                         f"{self.path / name}: expected sha256 {expected[:12]}, got {got[:12]}; the file is damaged: "
                         "copy it again or run `lm prepare --force`"
                     )
+
+    def check_unchanged(self) -> None:
+        """UserError when a file is not the one that was opened: replaced, written to, cut, or gone. Costs a stat each.
+
+        What is read of a file that was replaced is still the old text, of one that was written to the new, and of one
+        that was cut nothing: the process dies of SIGBUS.
+        """
+        check_files(self._files)
+
+    def _map(self, name: str, dtype: str) -> np.ndarray:
+        with open(self.path / name, "rb") as f:
+            self._files[self.path / name] = FileState.of(os.fstat(f.fileno()))  # of the file that is mapped
+            return np.asarray(np.memmap(f, dtype=dtype, mode="r"))  # slicing a memmap costs twice as much
 
     def _read_across(self, start, out):
         shard = bisect.bisect_right(self._token_base, start) - 1
@@ -253,10 +294,6 @@ def _windows(tokens: np.ndarray, length: int) -> np.ndarray:
     return np.ndarray(shape, tokens.dtype, buffer=tokens, strides=2 * tokens.strides)
 
 
-def _map(path: Path, dtype: str) -> np.ndarray:
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))  # slicing an ndarray costs half of slicing a memmap
-
-
 def write_meta(folder: Path, meta: StoreMeta) -> None:
     write_atomic(folder / "meta.json", json.dumps(dataclasses.asdict(meta), indent=1).encode())
 
@@ -265,8 +302,13 @@ def _read_meta(folder: Path) -> StoreMeta:
     path = folder / "meta.json"
     if not path.is_file():
         raise UserError(f"{folder}: expected a prepared store with meta.json, got none; run `lm prepare`")
+    return parse_meta(path.read_bytes(), str(path))
+
+
+def parse_meta(content: bytes, path: str) -> StoreMeta:
+    """UserError, which names the path, for what is no meta.json of this version."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(content)
         version = raw["version"]
         if version == VERSION:
             return StoreMeta(**raw | {"shards": tuple(Shard(**s) for s in raw["shards"])})

@@ -13,6 +13,7 @@ from lm.data import pack
 from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples, Holes, Skips
 from lm.data.index import epoch_key, order_version, permute
 from lm.data.pack import Packing
+from lm.data.ramp import Ramp
 from lm.data.rows import Piece, Windows, pieces_of
 from lm.data.schedule import Schedule, Weights, as_phases
 from lm.data.store import Store
@@ -151,15 +152,15 @@ class Stream:
         out = {name: self._skips.reads_before(at) for name, at in self._schedule.out.items()}
         return {name: at for name, at in sorted(out.items(), key=lambda item: item[1]) if at < examples}
 
-    def check_epochs(self, *, step: int, examples_seen: int, steps: int, batch_size: int) -> None:
+    def check_epochs(self, *, step: int, examples_seen: int, steps: int, ramp: Ramp) -> None:
         """UserError when a run at `step`, of `steps`, needs more of the sources than their epochs."""
-        out = self.exhausted(examples_seen + (steps - step) * batch_size)
+        out = self.exhausted(ramp.after(examples_seen, max(0, steps - step)))
         end = self._schedule.end
         first = min(out.values(), default=0) if end is None or not self._hand_over else self._skips.reads_before(end)
         if not out or (self._hand_over and (end is None or first not in out.values())):
             return
         name = next(n for n, at in out.items() if at == first)
-        at_step = step + max(0, first - examples_seen) // batch_size
+        at_step = step + ramp.steps_before(examples_seen, first)
         others = "nor has any other source more" if self._hand_over else "or set data.when_exhausted=hand_over"
         raise UserError(
             f"data.epochs[{name!r}]: expected text for {steps} steps, got {self._epochs[name]:g} epochs, which end in "

@@ -1,8 +1,8 @@
-"""Lossless SentencePiece tokenizer: training, encoding, and what every id is worth in bytes.
+"""What a tokenizer is to the rest, and our own: a lossless SentencePiece, its training included.
 
-`decode(encode(text)) == text` for every text that UTF-8 can hold, and `token_bytes()[encode(text)].sum()` is its
-length in bytes, so losses turn into bits per byte. There is no begin-of-sequence token: one `eos` ends a document and
-opens the next. Word-level and byte-level-BPE vocabularies of other projects are not read here.
+Of our own `decode(encode(text)) == text` for every text that UTF-8 can hold, and `token_bytes()[encode(text)].sum()` is
+its length in bytes, so losses turn into bits per byte. There is no begin-of-sequence token: one `eos` ends a document
+and opens the next. Tokenizers of other projects are `lm.data.hf_tokenizer`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,63 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import sentencepiece
 
 from lm.errors import UserError
 
-PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # of our own
+NO_PAD = -1  # pads the rows of a tokenizer that has no padding token: no store holds it and no model can draw it
 SPACE = "▁"  # U+2581, how SentencePiece writes a space; a real U+2581 in a text travels as its three bytes
 # SentencePiece refuses to learn a piece that is spelt like a special one, and drops sentences with NUL.
 UNLEARNABLE = re.compile(r"<0x[0-9A-F]{2}>|<pad>|</s>|<unk>|[\0" + SPACE + "]")
 SENTENCE_CHARS = 1000  # SentencePiece skips sentences above 4192 bytes; 1000 characters are at most 4000
 PROBE = "  a b\n\n\t\0é" + SPACE + "\U0001f600</s> "
 THREADS = 2  # the sums of EM depend on the thread count, so it is part of the recipe and not of the machine
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. `fingerprint` is the sha256 of `to_bytes`, from which `lm.data.tokenizers` makes it again.
+
+    eos_id: what ends a document in a store. No document has it inside.
+    pad_id: what fills rows. It is never made of text; NO_PAD where the tokenizer has no such token.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are 0 to vocab_size - 1."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text and nothing around them, on the calling thread. UserError for lone surrogates."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Specials are silent; bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
+
+    def decode_complete(self, ids: Sequence[int]) -> str:
+        """As `decode`, less a character whose last bytes are still to come."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's own spelling of each id, for display."""
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: bytes of text that each id stands for; 0 for the specials. Of a lossless tokenizer they add up to
+        the text's length in UTF-8. Of another they count the text as it is after what the tokenizer changes (case,
+        spaces, Unicode forms), and so do the bits per byte of a model."""
+
+    def to_bytes(self) -> bytes: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +96,7 @@ class SentencePiece:
         if self.train_bytes < 1:
             raise UserError(f"tokenizer.train_bytes: expected at least 1, got {self.train_bytes}")
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
+    def train(self, texts: Iterable[str]) -> SentencePieceTokenizer:
         """Learns from `texts` (all of it: sampling is the caller's). The same texts give the same bytes."""
         out = io.BytesIO()
         try:
@@ -81,7 +124,7 @@ class SentencePiece:
                 f"tokenizer.vocab_size: cannot learn {self.vocab_size} {self.kind} pieces from this corpus ({reason}); "
                 "set another vocab_size or give it more text"
             ) from None
-        return Tokenizer.from_bytes(out.getvalue())
+        return SentencePieceTokenizer.from_bytes(out.getvalue())
 
 
 def _sentences(texts):
@@ -91,7 +134,7 @@ def _sentences(texts):
                 yield line[at : at + SENTENCE_CHARS]
 
 
-class Tokenizer:
+class SentencePieceTokenizer:
     """A trained SentencePiece model. Ids: pad 0, eos 1, unk 2 (never made), newline, the 256 bytes, then pieces."""
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
@@ -105,7 +148,8 @@ class Tokenizer:
         ids = (sp.pad_id(), sp.eos_id(), sp.unk_id())
         if ids != (PAD_ID, EOS_ID, UNK_ID):
             raise UserError(
-                f"{name}: expected pad, eos, unk ids (0, 1, 2), got {ids}; train one with lm.data.SentencePiece"
+                f"{name}: expected pad, eos, unk ids (0, 1, 2), got {ids}; train one with lm.data.SentencePiece, or "
+                "name the folder of the model that it belongs to"
             )
         self.vocab_size: int = sp.get_piece_size()
         self.fingerprint: str = hashlib.sha256(model).hexdigest()
@@ -118,7 +162,7 @@ class Tokenizer:
             )
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path) -> SentencePieceTokenizer:
         """Reads a `.model` file. UserError when it is missing, no SentencePiece model, or not lossless."""
         path = Path(path)
         if not path.is_file():
@@ -126,14 +170,14 @@ class Tokenizer:
         return cls(path.read_bytes(), name=str(path))
 
     @classmethod
-    def from_bytes(cls, model: bytes) -> Tokenizer:
+    def from_bytes(cls, model: bytes) -> SentencePieceTokenizer:
         return cls(model)
 
     def to_bytes(self) -> bytes:
         return self._model
 
     def __reduce__(self):
-        return Tokenizer, (self._model,)
+        return SentencePieceTokenizer, (self._model,)
 
     def encode(self, text: str) -> list[int]:
         """No eos is added. UserError for lone surrogates, which UTF-8 cannot hold."""

@@ -29,7 +29,7 @@ from lm.data.hf_tokenizer import (
     parse_json,
     read_specials,
 )
-from lm.data.tokenizer import Tokenizer
+from lm.data.tokenizer import SentencePieceTokenizer
 from lm.errors import UserError
 
 SPM_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
@@ -91,8 +91,8 @@ class Family:
     extra: Callable[[Source], list[AddedToken]] = lambda source: []
 
 
-def load_folder(folder: str | Path) -> HFTokenizer:
-    """The tokenizer of a model folder in Hugging Face's layout.
+def load_folder(folder: str | Path, *, literal: bool = False) -> HFTokenizer:
+    """The tokenizer of a model folder in Hugging Face's layout. literal: for documents, see `lm.data.hf_tokenizer`.
 
     The class is tokenizer_config.json's `tokenizer_class`, else what config.json's `tokenizer_class` or `model_type`
     stands for. UserError when files are missing or broken, ids have holes, or the class cannot be built exactly.
@@ -122,12 +122,14 @@ def load_folder(folder: str | Path) -> HFTokenizer:
                 raise source.absent((" and ".join(MARIAN_FILES),))
         else:
             files["tokenizer.json"] = build(source).to_str(pretty=True).encode()
-    return open_files(files, where)
+    return open_files(files, where, literal)
 
 
-def from_bytes(data: bytes) -> Tokenizer | HFTokenizer:
+def from_bytes(data: bytes, name: str = "tokenizer", *, literal: bool = False) -> SentencePieceTokenizer | HFTokenizer:
     """The inverse of `to_bytes` of either kind: JSON is a HFTokenizer, a SentencePiece model our own."""
-    return HFTokenizer.from_bytes(data) if data[:1] == b"{" else Tokenizer.from_bytes(data)
+    if data[:1] == b"{":
+        return HFTokenizer.from_bytes(data, name, literal)
+    return SentencePieceTokenizer(data, name=name)
 
 
 def build(source: Source) -> tokenizers.Tokenizer:
@@ -374,7 +376,7 @@ FAMILIES = {
 }
 
 
-def export(tokenizer: Tokenizer, folder: str | Path) -> None:
+def export(tokenizer: SentencePieceTokenizer, folder: str | Path) -> None:
     """Writes tokenizer.json and tokenizer_config.json: the same ids for any text in AutoTokenizer and `load_folder`.
 
     Pieces are written with real spaces, so that U+2581 in a text still travels as its three bytes. Text that spells a

@@ -15,11 +15,8 @@ import io
 import json
 import multiprocessing
 import os
-import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -27,9 +24,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from lm.data.dedup import NearDuplicates
+from lm.data.literal import use_one_thread
+from lm.data.open_tokenizer import read_prepared
 from lm.data.overlap import load_index
-from lm.data.reading import Reading
-from lm.data.store import Shard, ShardWriter, check_shard_files, write_atomic
+from lm.data.pool import in_order
+from lm.data.reading import Entry, Reading
+from lm.data.store import Shard, ShardWriter, check_shard_files, temporary_name, write_atomic
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -49,7 +49,7 @@ def in_validation(hashes: Any, fraction: float) -> Any:
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that gets its name when the block ends without an error, and goes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
             yield f
@@ -58,6 +58,11 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class Hit(NamedTuple):
@@ -145,7 +150,7 @@ class ScanJob:
                         continue
                     n_cleaned += entry.cleaned
                     n_nul += "\0" in text
-                    n_text_bytes += len(text) if text.isascii() else len(text.encode())
+                    n_text_bytes += utf8_size(text)
                     if signatures is not None and self.near is not None:
                         signatures.write(self.near.signature(text).tobytes())
                     if self.sample_bytes and not in_validation(np.uint64(entry.hash), self.validation_fraction):
@@ -206,7 +211,8 @@ class _Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob:
-    """labels uint8 [n]: DROP, TRAIN or VALIDATION for each document of the reading. key: what the result depends on."""
+    """labels uint8 [n]: DROP, TRAIN or VALIDATION for each document of the reading. key: what the result depends on.
+    threads: that encode; a single large file that cannot be cut is not held up by one core."""
 
     reading: Reading
     scan: Path
@@ -217,6 +223,7 @@ class TokenizeJob:
     shard: int
     out: Path
     key: str
+    threads: int = 1
 
     @property
     def n_bytes(self) -> int:
@@ -236,41 +243,44 @@ class TokenizeJob:
         return True
 
     def run(self) -> None:
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = _tokenizer(self.tokenizer, self.tokenizer.stat().st_mtime_ns)
         with np.load(self.scan) as z:
             hashes, codes = z["hashes"].tolist(), z["codes"]
             reasons = json.loads(z["rest"].tobytes())["reasons"]
         filtered = np.isin(codes, [i for i, reason in enumerate(reasons) if reason not in ("", "empty", OVERLAP)])
         again = iter(filtered.tolist())
         entries = (e for part in self.reading.parts for e in self.reading.entries(part, again))
-        labels = self.labels.tolist()
         with (
-            ShardWriter(self.folder / "train", self.shard, self.dtype) as train,
-            ShardWriter(self.folder / "validation", self.shard, self.dtype) as validation,
+            ShardWriter(self.folder / "train", self.shard, self.dtype, tokenizer.eos_id) as train,
+            ShardWriter(self.folder / "validation", self.shard, self.dtype, tokenizer.eos_id) as validation,
         ):
             writers = {TRAIN: train, VALIDATION: validation}
-            pending: list[tuple[int, str]] = []
-            waiting = n = 0
 
-            def flush():
-                for (label, text), ids in zip(pending, tokenizer.encode_batch([t for _, t in pending]), strict=True):
-                    writers[label].add(ids, len(text.encode()))
-                pending.clear()
+            def encode(batch: list[tuple[int, str]]) -> list[list[int]]:
+                return tokenizer.encode_batch([text for _, text in batch])
 
-            for n, entry in enumerate(entries, 1):
-                if n > len(hashes) or hashes[n - 1] != entry.hash:
-                    raise self._changed()
-                if label := labels[n - 1]:
-                    pending.append((label, entry.text))
-                    waiting += len(entry.text)
-                    if waiting > ENCODE_CHARS:
-                        flush()
-                        waiting = 0
-            if n != len(hashes):
-                raise self._changed()
-            flush()
+            for batch, encoded in in_order(encode, self._batches(entries, hashes), self.threads):
+                for (label, text), ids in zip(batch, encoded, strict=True):
+                    writers[label].add(ids, utf8_size(text))
             shards = {split: dataclasses.asdict(writers[label].finish()) for split, label in SPLITS.items()}
         write_atomic(self.out, json.dumps({"key": self.key, **shards}).encode())
+
+    def _batches(self, entries: Iterator[Entry], hashes: list[int]) -> Iterator[list[tuple[int, str]]]:
+        """Labels and texts of the documents to keep. UserError where an entry is not what was scanned."""
+        labels, n, waiting = self.labels.tolist(), 0, 0
+        batch: list[tuple[int, str]] = []
+        for n, entry in enumerate(entries, 1):
+            if n > len(hashes) or hashes[n - 1] != entry.hash:
+                raise self._changed()
+            if label := labels[n - 1]:
+                batch.append((label, entry.text))
+                waiting += len(entry.text)
+                if waiting > ENCODE_CHARS:
+                    yield batch
+                    batch, waiting = [], 0
+        if n != len(hashes):
+            raise self._changed()
+        yield batch
 
     def result(self) -> dict[str, Shard]:
         """The shard of each split."""
@@ -281,45 +291,9 @@ class TokenizeJob:
         return UserError(f"{self.reading.parts[0].path}: changed while it was prepared; run `lm prepare` again")
 
 
-Job = ScanJob | TokenizeJob
-
-
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
-
-
-def run_jobs(jobs: Sequence[Job], workers: int, tick: Callable[[int], None]) -> None:
-    """Does what is not done yet, in up to `workers` processes. tick: called with the bytes of each finished job."""
-    todo = [job for job in jobs if not job.done()]
-    tick(sum(j.n_bytes for j in jobs) - sum(j.n_bytes for j in todo))
-    if min(workers, len(todo)) <= 1:
-        for job in todo:
-            job.run()
-            tick(job.n_bytes)
-        return
-    # Not fork: the parent may hold the threads of TensorFlow and JAX.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(job.run): job for job in todo}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                tick(futures[future].n_bytes)
-        except BrokenProcessPool:
-            raise RuntimeError(
-                "a worker process of prepare died: out of memory, or a script without `if __name__ == '__main__':`; "
-                "what is finished is kept; try fewer data.workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A worker of a killed parent would wait for its next job for ever."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _tokenizer(path: Path, changed: int) -> Tokenizer:
+    """changed: when it was, as one process may prepare a folder again."""
+    if multiprocessing.parent_process() is not None:
+        use_one_thread()
+    return read_prepared(path)

@@ -37,7 +37,8 @@ def print_evaluation(results: Mapping[str, Perplexity], corpus: Corpus, title: s
 
 
 def validation_text(corpus: Corpus, source: str) -> bytes:
-    """The original bytes of a source's validation split, from its tokens (the tokenizer loses nothing)."""
+    """The bytes of a source's validation split, from its tokens: the original ones, but for what a tokenizer that is
+    not lossless took away."""
     store, tokenizer = corpus.validation[source], corpus.tokenizer
     documents = (store.document(i) for i in range(store.n_documents))
     return b"".join(tokenizer.decode([t for t in d.tolist() if t != tokenizer.eos_id]).encode() for d in documents)

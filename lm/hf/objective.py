@@ -1,6 +1,8 @@
 """The objective that a folder's model was made for, with the special ids of the folder, and the way back.
 
 What a folder does not say is filled in so that the objective holds together: who trains the model says it in a recipe.
+What ends a document and what is padding are those of its tokenizer (`lm.data.Tokenizer`), so that a corpus made with it
+fits. A decoder without padding has NO_PAD: its end of text as padding would keep the ends of documents out of the loss.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lm.data import NO_PAD
 from lm.errors import UserError
 from lm.hf.folder import Opened
 from lm.models import T5, Bart, MBart
@@ -29,15 +32,17 @@ def objective_of(opened: Opened, tokenizer: Any) -> tuple[Objective, int]:
     end, pad = known("eos", "sep"), known("pad")
     if model.family == "decoder":
         end = next(i for i in (end, known("bos"), 0) if i is not None)
+        if tokenizer is not None and not {tokenizer.ids["eos"], tokenizer.ids["sep"]} <= {None}:
+            pad = tokenizer.pad_id
+        pad = NO_PAD if pad is None or pad == end else pad
         balance = float(opened.config.get("router_aux_loss_coef") or CausalLM.router_balance)
-        return CausalLM(start_id=end, pad_id=end if pad is None else pad, router_balance=balance), seq_len
+        return CausalLM(start_id=end, pad_id=pad, router_balance=balance), seq_len
     rising, falling = range(size), range(size - 1, -1, -1)
     newline = min(3, size - 1)
     if model.family == "encoder":
-        wanted = (pad, known("cls", "bos"), known("sep", "eos"), known("mask"), known("eos"))
-        pad_id, cls, sep, mask, start = known.distinct(wanted, falling)
+        pad_id, cls, sep, mask = known.distinct((pad, known("cls", "bos"), known("sep", "eos"), known("mask")), falling)
         return MaskedLM(
-            start_id=start,
+            start_id=sep if end is None or end in (pad_id, cls, mask) else end,
             pad_id=pad_id,
             cls_id=cls,
             sep_id=sep,
@@ -74,7 +79,7 @@ def special_ids(objective: Objective) -> dict[str, int | None]:
         ends = {"bos_token_id": objective.cls_id, "eos_token_id": objective.sep_id}
         return {"pad_token_id": objective.pad_id, **ends}
     ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id"), objective.start_id)
-    ids["pad_token_id"] = objective.pad_id
+    ids["pad_token_id"] = None if objective.pad_id == NO_PAD else objective.pad_id
     if isinstance(objective, SpanCorruption | Denoising | Seq2Seq):
         # BART's classes would end the longest texts with an id of their own.
         ids |= {"decoder_start_token_id": objective.decoder_start_id, "forced_eos_token_id": objective.start_id}

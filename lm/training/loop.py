@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -10,9 +10,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,21 @@ import numpy as np
 
 from lm import codec, distributed
 from lm.checkpoint import IMPORTED, Checkpoints, Meta
-from lm.compilation import CacheCounter
-from lm.config import CONFIG_FILE, Config, Resolved, check_mesh, check_task
-from lm.data import Corpus, Stream, prepare
+from lm.config import CONFIG_FILE, Config, Resolved, check_mesh, check_task, ids_of_no_text
+from lm.data import NO_PAD, Corpus, Ramp, Stream, Tokenizer, prepare
+from lm.data.files import is_remote
+from lm.data.inspect import passing_over
+from lm.data.open_tokenizer import open_tokenizer, there
+from lm.data.ramp import Shape
 from lm.data.tf import tensorflow
 from lm.errors import UserError
 from lm.evals import perplexity
 from lm.mesh import layout, make_mesh
 from lm.models.base import FlopsPerToken, count, flops_per_token
+from lm.training.compiled import Compiled, Steps, background
 from lm.training.metrics import Log, Timer, utilisation
 from lm.training.setup import Setup
+from lm.training.watch import Spikes, write_provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,39 +57,37 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
     check_workdir(workdir)
     with lock(workdir):
         # Slow to import and needed only when batches are read: loaded while the step compiles.
-        loading = _background(tensorflow)
+        loading = background(tensorflow)
+        check_named_tokenizer(config)
         corpus = prepare_once(config)
-        check_corpus(config, corpus)
+        check_tokenizer(config, corpus.tokenizer)
         mesh = make_mesh(config.mesh)
         check_mesh(config, mesh.size)
         setup = Setup.make(config, mesh)
-        compiling = _background(_compile, setup)
+        steps, ramp = Steps(setup), Ramp.of(config.data)
         checkpoints = Checkpoints(workdir, config.checkpoint)
         data = config.data
         stream = Stream.of(data, corpus)
         start = checkpoints.latest()
         meta = None if start is None else checkpoints.meta(start)
+        examples_seen = meta.examples_seen if meta else 0
+        steps.begin(ramp.shape(examples_seen))
         if meta is not None:
             stream.check(meta.data, meta.examples_seen)
-        stream.check_epochs(
-            step=start or 0,
-            examples_seen=meta.examples_seen if meta else 0,
-            steps=config.train.steps,
-            batch_size=data.batch_size,
-        )
+        stream.check_epochs(step=start or 0, examples_seen=examples_seen, steps=config.train.steps, ramp=ramp)
         log = Log(workdir, total_steps=config.train.steps, start_step=start or 0, active=distributed.is_main())
         if distributed.is_main():
             (workdir / CONFIG_FILE).write_text(resolved.to_json())
         try:
             state = initial_state(config, setup) if start is None else checkpoints.restore(start, setup.abstract_state)
-            step, cache, compile_s = compiling.result()
+            compiled = steps[ramp.shape(examples_seen)]
             loading.result()
-            log.print(_opening(config, setup, start, meta, cache, compile_s, time.perf_counter() - began))
+            log.print(_opening(config, setup, start, meta, compiled, time.perf_counter() - began))
             if data.plan != "windows":
                 shares = (f"{name} {share:.2%}" for name, share in stream.padding.items())
                 log.print(f"{data.plan}: padding {', '.join(shares)}")
-            run = Run(resolved, setup, corpus, stream, checkpoints, log)
-            return run.loop(step, state, start or 0, meta.examples_seen if meta else 0)
+            run = Run(resolved, setup, corpus, stream, ramp, steps, checkpoints, log)
+            return run.loop(state, start or 0, examples_seen)
         finally:
             log.close()
             checkpoints.close()
@@ -110,6 +113,19 @@ def initial_state(config: Config, setup: Setup) -> dict:
     return state | {"params": params} | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in state else {})
 
 
+class Done(NamedTuple):
+    """A step whose metrics may still be on the device. step: how many came before it; first: its first example."""
+
+    step: int
+    first: int
+    shape: Shape
+    metrics: dict[str, Any]
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.shape.examples
+
+
 @dataclasses.dataclass
 class Run:
     """The parts of a run in progress."""
@@ -118,33 +134,59 @@ class Run:
     setup: Setup
     corpus: Corpus
     stream: Stream
+    ramp: Ramp
+    steps: Steps
     checkpoints: Checkpoints
     log: Log
 
-    def loop(self, train_step: Any, state: dict, step: int, examples_seen: int) -> Result:
-        """Steps until `train.steps` or a request to stop. Waits for the device only to log, evaluate and save."""
+    def __post_init__(self):
+        self.spikes = Spikes(self.resolved.config.train.spike_sigmas)
+
+    def batches(self, examples_seen: int, end: int) -> Generator[tuple[Shape, dict[str, jax.Array]], None, None]:
+        """Of one stage of the ramp after another, up to example `end`."""
         from lm.data.loader import make_loader
 
-        config = self.resolved.config
-        last, batch_size = config.train.steps, config.data.batch_size
-        if step >= last:
-            return Result(step, False, self.evaluate(step, state))
-        timer, pending = Timer(), []  # (step, first example, metrics still on the device)
-        with (
-            distributed.StopSignal() as stop,
-            make_loader(
+        objective, first = self.resolved.config.objective, True
+        while examples_seen < end:
+            shape, stage_end = self.ramp.shape(examples_seen), self.ramp.end(examples_seen) or end
+            if not first or shape.seq_len != self.resolved.config.data.seq_len:
+                self.log.print(f"from example {examples_seen:,}: batches of {shape.rows} x {shape.seq_len}")
+            coming, first = self.ramp.following(examples_seen), False
+            with make_loader(
                 self.stream,
                 sharding=self.setup.rows,
-                batch_size=batch_size,
+                batch_size=shape.examples,
                 start=examples_seen,
-                examples=config.objective.examples_for(self.corpus.tokenizer),
-                extra_rows=config.objective.extra_rows,
-            ) as batches,
+                examples=objective.examples_for(self.corpus.tokenizer),
+                extra_rows=objective.extra_rows,
+                pieces=shape.pieces,
+            ) as loader:
+                for batch in loader:
+                    yield shape, batch
+                    if coming is not None:  # the step that was just begun is compiled: the next one has time
+                        self.steps.begin(coming)
+                    examples_seen += shape.examples
+                    if examples_seen >= min(stage_end, end):
+                        break
+
+    def loop(self, state: dict, step: int, examples_seen: int) -> Result:
+        """Steps until `train.steps` or a request to stop. The host waits for the devices to log, evaluate and save, and
+        is else a few steps ahead."""
+        config = self.resolved.config
+        last = config.train.steps
+        if step >= last:
+            return Result(step, False, self.evaluate(step, state))
+        timer, pace, pending = Timer(), distributed.Pace(), list[Done]()
+        end = self.ramp.after(examples_seen, last - step)
+        with (
+            distributed.StopSignal() as stop,
+            contextlib.closing(self.batches(examples_seen, end)) as batches,
         ):
-            for batch in batches:
-                state, metrics = train_step(state, batch)
-                pending.append((step, examples_seen, metrics))
-                step, examples_seen = step + 1, examples_seen + batch_size
+            for shape, batch in batches:
+                state, metrics = self.steps[shape].step(state, batch)
+                pending.append(Done(step, examples_seen, shape, metrics))
+                pace(metrics)
+                step, examples_seen = step + 1, examples_seen + shape.examples
                 stopping = stop.requested(step)
                 if step == 1 or step % config.train.log_every == 0 or step == last or stopping:
                     self.record(pending, last, timer)
@@ -168,14 +210,15 @@ class Run:
             self.log.print(f"stopped at step {step}, checkpoint saved; run the same command to go on")
         return Result(step, preempted, None if preempted else evaluation)
 
-    def record(self, pending: list, last: int, timer: Timer) -> None:
+    def record(self, pending: list[Done], last: int, timer: Timer) -> None:
         """Logs the mean of an interval; waits for its last step."""
         metrics = self.check_finite(pending)
+        self.check_spikes(pending, metrics)
         seconds = timer.seconds()
-        step, n = pending[-1][0] + 1, len(pending)
-        config, mesh = self.resolved.config, self.setup.mesh
-        tokens_per_s = n * config.data.batch_size * config.data.seq_len / seconds
-        mfu = utilisation(self.flops, tokens_per_s, mesh.devices.flat[0].device_kind, mesh.size)
+        step, n = pending[-1].step + 1, len(pending)
+        mesh = self.setup.mesh
+        tokens_per_s = sum(done.shape.tokens for done in pending) / seconds
+        mfu = utilisation(self.flops(pending), tokens_per_s, mesh.devices.flat[0].device_kind, mesh.size)
         record: dict[str, Any] = {k: float(np.mean([m[k] for m in metrics])) for k in ("loss", "nll", "grad_norm")}
         record |= {
             "lr": float(metrics[-1]["lr"]),
@@ -183,35 +226,55 @@ class Run:
             "step_s": seconds / n,
             "mfu": mfu.full,
             "mfu_causal": mfu.causal,
-            "examples_seen": pending[-1][1] + config.data.batch_size,
+            "examples_seen": pending[-1].stop,
             "time": time.time(),
         }
         self.log.train(step, last, record, (last - step) * seconds / n)
 
-    @property
-    def flops(self) -> FlopsPerToken:
+    def flops(self, pending: list[Done]) -> FlopsPerToken:
+        """The mean over the tokens of these steps."""
         config = self.resolved.config
-        seq_len = config.data.seq_len
-        return flops_per_token(config.model, self.setup.infos, seq_len, config.objective.row(seq_len))
+        tokens = collections.Counter[int]()
+        for done in pending:
+            tokens[done.shape.seq_len] += done.shape.tokens
+        each = {n: flops_per_token(config.model, self.setup.infos, n, config.objective.row(n)) for n in tokens}
+        return FlopsPerToken(*(sum(each[n][i] * tokens[n] for n in tokens) / tokens.total() for i in range(2)))
 
-    def check_finite(self, pending: list) -> list[dict[str, np.ndarray]]:
+    def check_finite(self, pending: list[Done]) -> list[dict[str, np.ndarray]]:
         """The metrics of the pending steps on the host; stops at the first step that is not finite."""
-        metrics = jax.device_get([m for _, _, m in pending])
-        for (step, first, _), m in zip(pending, metrics, strict=True):
+        metrics = jax.device_get([done.metrics for done in pending])
+        for done, m in zip(pending, metrics, strict=True):
             if math.isfinite(m["loss"]) and math.isfinite(m["grad_norm"]):
                 continue
-            n = self.resolved.config.data.batch_size
-            report = Path(self.checkpoints.folder).parent / f"nonfinite_step_{step + 1}.json"
-            if distributed.is_main():
-                where = self.stream.where(np.arange(first, first + n))
-                report.write_text(json.dumps([row._asdict() for row in where], indent=1))
+            report = self.report("nonfinite", done, m)
             kept = self.checkpoints.latest()
             raise NonFiniteLoss(
-                f"step {step + 1}: loss {m['loss']}, grad_norm {m['grad_norm']}; examples {first}..{first + n - 1} "
-                f"(documents in {report}); last good checkpoint: {'none' if kept is None else f'step {kept}'}; "
+                f"step {done.step + 1}: loss {m['loss']}, grad_norm {m['grad_norm']}; examples {done.first}.."
+                f"{done.stop - 1} (documents in {report}, which says how to pass them over); last good checkpoint: "
+                f"{'none' if kept is None else f'step {kept}'}; "
                 f"try a lower optim.lr, a longer warm-up, optim.clip_norm, or train.precision=float32"
             )
         return metrics
+
+    def check_spikes(self, pending: list[Done], metrics: list[dict[str, np.ndarray]]) -> None:
+        """Reports where a loss leaves those before it."""
+        for done, m in zip(pending, metrics, strict=True):
+            if spike := self.spikes(float(m["loss"])):
+                report = self.report("spike", done, m, median=spike.median, sigmas=spike.sigmas)
+                self.log.print(
+                    f"step {done.step + 1}: loss {spike.loss:.4f} is {spike.sigmas:.0f} standard deviations above the "
+                    f"median {spike.median:.4f} of the steps before it (documents in {report})"
+                )
+
+    def report(self, kind: str, done: Done, metrics: dict[str, np.ndarray], **more: float) -> Path:
+        """Writes the documents of a batch to the run's folder."""
+        path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step + 1}.json"
+        if distributed.is_main():
+            passed = passing_over(self.stream, self.resolved.config.data.exclude, done.first, done.stop)
+            numbers = {name: float(metrics[name]) for name in ("loss", "grad_norm", "lr")}
+            what: dict[str, Any] = {"step": done.step + 1, **numbers, **more, "pass_over_with": passed}
+            write_provenance(path, self.stream, done.first, done.stop, **what)
+        return path
 
     def evaluate(self, step: int, state: dict) -> dict[str, perplexity.Perplexity]:
         params = state.get("ema", state["params"])
@@ -251,6 +314,7 @@ def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity
             examples=config.objective.examples_for(corpus.tokenizer),
             extra_rows=config.objective.extra_rows,
             max_batches=config.eval.max_batches or None,
+            pad_id=config.objective.pad_id,
         )
         results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes, config.objective.unit)
     return results
@@ -299,11 +363,12 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def prepare_once(config: Config) -> Corpus:
-    """The corpus, tokenised by the first process while the others wait."""
-    if distributed.is_main():
+    """The corpus, tokenised by the first process while the others wait; or copied from afar by every host."""
+    first = distributed.is_main() or is_remote(config.data.path)
+    if first:
         corpus = prepare(config.data)
     distributed.barrier("prepare")
-    return corpus if distributed.is_main() else prepare(config.data)
+    return corpus if first else prepare(config.data)
 
 
 def check_workdir(workdir: Path) -> None:
@@ -315,9 +380,16 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def check_corpus(config: Config, corpus: Corpus) -> None:
+def check_named_tokenizer(config: Config) -> None:
+    """The tokenizer that the config names, before a corpus is made with it."""
+    name = config.data.tokenizer
+    if isinstance(name, str) and there(name):
+        check_tokenizer(config, open_tokenizer(name))
+
+
+def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
     """The tokenizer against the model and the objective."""
-    tokenizer, objective = corpus.tokenizer, config.objective
+    objective = config.objective
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
@@ -326,29 +398,26 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
     for name, expected in (("start_id", tokenizer.eos_id), ("pad_id", tokenizer.pad_id)):
         got = getattr(objective, name)
         if got != expected:
-            raise UserError(f"objective.{name}: the tokenizer says {expected}, got {got}; set it to {expected}")
+            none = name == "pad_id" and expected == NO_PAD
+            why = f"{expected}, as it has no padding" if none else f"{expected}"
+            or_else = ", or name a pad_token in its tokenizer_config.json" if none else ""
+            raise UserError(f"objective.{name}: the tokenizer says {why}, got {got}; set it to {expected}{or_else}")
+    size = tokenizer.token_bytes()
+    for name, value in ids_of_no_text(objective):
+        if 0 <= value < len(size) and size[value]:
+            raise UserError(
+                f"objective.{name}: expected an id that the tokenizer never makes of text, got {value}, which is "
+                f"{tokenizer.pieces([value])[0]!r}; take one of its special tokens, make one of them special in its "
+                f"tokenizer_config.json, or take an id from {len(size)} on"
+            )
 
 
-def _background(f: Any, *args: Any) -> concurrent.futures.Future:
-    executor = concurrent.futures.ThreadPoolExecutor(1)
-    future = executor.submit(f, *args)
-    executor.shutdown(wait=False)
-    return future
-
-
-def _compile(setup: Setup) -> tuple[Any, CacheCounter, float]:
-    began = time.perf_counter()
-    with CacheCounter() as cache:
-        compiled = setup.lower().compile()
-    return compiled, cache, time.perf_counter() - began
-
-
-def _opening(config, setup, start, meta, cache, compile_s, seconds) -> str:
+def _opening(config, setup, start, meta, compiled: Compiled, seconds) -> str:
     mesh = setup.mesh
     lines = [
         f"{type(config.model).__name__} {count(setup.infos):,} parameters on {mesh.size} x "
         f"{mesh.devices.flat[0].device_kind} ({layout(mesh.shape)}), {jax.process_count()} process(es)",
-        f"step compiled in {compile_s:.1f} s (compilation cache {'hit' if cache.hits else 'miss'}); "
+        f"step compiled in {compiled.seconds:.1f} s (compilation cache {'hit' if compiled.cache.hits else 'miss'}); "
         f"ready after {seconds:.1f} s",
     ]
     if meta is not None:

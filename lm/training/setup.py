@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from lm import sharding
 from lm.config import Config
+from lm.data.ramp import Shape
 from lm.models import base as models
 from lm.nn import param
 from lm.optim import make_optimizer, state_axes
@@ -117,16 +118,18 @@ class Setup:
         """Where the rows of a batch go, which is the same for all its arrays."""
         return next(iter(self.batch_shardings.values()))
 
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A global batch without values."""
-        features = self.config.objective.features(self.config.data.batch_size, self.config.data.seq_len)
+    def abstract_batch(self, shape: Shape | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global batch without values, of a stage of `data.ramp` or of what it ends in."""
+        data = self.config.data
+        n_rows, seq_len = (data.batch_size, data.seq_len) if shape is None else (shape.rows, shape.seq_len)
+        features = self.config.objective.features(n_rows, seq_len)
         return {
             k: jax.ShapeDtypeStruct(f.shape, f.dtype, sharding=self.batch_shardings[k]) for k, f in features.items()
         }
 
-    def lower(self) -> jax.stages.Lowered:
+    def lower(self, shape: Shape | None = None) -> jax.stages.Lowered:
         """The train step lowered for the mesh: `.compile()` it without any state at hand."""
-        return self.step.lower(self.abstract_state, self.abstract_batch())
+        return self.step.lower(self.abstract_state, self.abstract_batch(shape))
 
 
 def compute_dtype(precision: Precision, mesh: jax.sharding.Mesh) -> DTypeLike:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -12,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.data import ExcludeDocuments, ExcludeExamples, Stream, inspect
+from lm import codec
+from lm.data import Exclude, ExcludeDocuments, ExcludeExamples, Ramp, Stage, Stream, inspect
 from lm.data.loader import make_loader
 from lm.data.preview import Reading, names_of_ids, preview, read_batch
+from lm.data.ramp import Shape
 from lm.errors import UserError
 from lm.objectives import CausalLM, MaskedLM, PrefixLM, SpanCorruption, UL2Decoder
 from tests.data.conftest import sample_texts, write_store
@@ -22,6 +25,7 @@ from tests.data.conftest import sample_texts, write_store
 V, T, B = 420, 61, 7
 MASK, CLS, SEP, SENTINEL = V, V + 1, V + 2, V + 40
 BERT = dict(mask_id=MASK, cls_id=CLS, sep_id=SEP, vocab_size=V)
+RAMP, SHAPE = Ramp((), batch_size=B, seq_len=T), Shape(B, B, T)
 SPANS = SpanCorruption(first_sentinel_id=SENTINEL, n_sentinels=30)
 CLEAN = sample_texts(23, seed=5, words=19)
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -96,7 +100,7 @@ def test_preview_of_a_row_of_text_is_the_text_around_it(stores, tokenizer):
         "a": "</s>" + "".join(f"{t}</s>" for t in CLEAN[:14]),
         "b": "</s>" + "".join(f"{t}</s>" for t in CLEAN[14:]),
     }
-    out = preview(stream_of(stores), tokenizer, CausalLM(), step=2, batch_size=B, rows=5)
+    out = preview(stream_of(stores), tokenizer, CausalLM(), step=2, ramp=RAMP, rows=5)
     assert out.startswith("batch after 2 steps (step 3 of the log), ids 14 to 20; rows 0 to 4\n")
     sources = re.findall(r"^--- row \d: id \d+, source (\w)", out, flags=re.M)
     rows = shown(out)
@@ -109,7 +113,7 @@ def test_preview_of_a_row_of_text_is_the_text_around_it(stores, tokenizer):
 
 def test_masked_places_show_their_targets(stores, tokenizer):
     stream, objective = stream_of(stores), MaskedLM(**BERT, rate=0.3, mask_share=0.5, random_share=0.25)
-    out = preview(stream, tokenizer, objective, step=1, batch_size=B, rows=B)
+    out = preview(stream, tokenizer, objective, step=1, ramp=RAMP, rows=B)
     arrays = read_batch(stream, first=B, rows=B, examples=objective.examples).arrays
     kinds = Counter()
     for i, row in enumerate(shown(out)):
@@ -138,8 +142,8 @@ def test_masked_places_show_their_targets(stores, tokenizer):
 
 def test_inputs_and_targets_of_spans_put_together_are_the_text(stores, tokenizer):
     stream = stream_of(stores)
-    out = preview(stream, tokenizer, SPANS, step=0, batch_size=B, rows=B)
-    plain = preview(stream, tokenizer, CausalLM(), step=0, batch_size=B, rows=B)
+    out = preview(stream, tokenizer, SPANS, step=0, ramp=RAMP, rows=B)
+    plain = preview(stream, tokenizer, CausalLM(), step=0, ramp=RAMP, rows=B)
     for row, text in zip(shown(out), shown(plain), strict=True):
         assert list(row) == ["inputs", "targets"]
         spans = dict(re.findall(r"(<extra_id_\d+>)(.*?)(?=<extra_id_|\Z)", row["targets"].removesuffix("</s>"), re.S))
@@ -154,7 +158,7 @@ def test_prefixes_are_marked_in_the_tokens_they_hold(stores, tokenizer):
     stream, objective = stream_of(stores), PrefixLM(min_prefix=0.4, max_prefix=0.6)
     arrays = read_batch(stream, first=0, rows=B, examples=objective.examples).arrays
     reading = Reading(tokenizer, {})
-    for i, row in enumerate(shown(preview(stream, tokenizer, objective, step=0, batch_size=B, rows=B))):
+    for i, row in enumerate(shown(preview(stream, tokenizer, objective, step=0, ramp=RAMP, rows=B))):
         inside = "".join(re.findall(r"<prefix>(.*?)</prefix>", row["tokens"], re.S))
         flags = np.append(arrays["prefix"][i], False)
         ids = arrays["tokens"][i]
@@ -166,7 +170,7 @@ def test_prefixes_are_marked_in_the_tokens_they_hold(stores, tokenizer):
 
 def test_other_arrays_are_runs_of_numbers(stores, tokenizer):
     objective = MaskedLM(**BERT, pair="sop")
-    out = preview(stream_of(stores), tokenizer, objective, step=0, batch_size=B, rows=1)
+    out = preview(stream_of(stores), tokenizer, objective, step=0, ramp=RAMP, rows=1)
     x = read_batch(stream_of(stores), first=0, rows=1, examples=objective.examples).arrays
     assert f"\npair: {x['pair'][0]}\n" in out
     runs = re.search(r"^token_types: (.*)$", out, re.M)[1].split()
@@ -183,7 +187,7 @@ def test_other_arrays_are_runs_of_numbers(stores, tokenizer):
 )
 def test_preview_refuses_steps_and_rows_that_are_none(stores, tokenizer, kw, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        preview(stream_of(stores), tokenizer, CausalLM(), batch_size=B, **kw)
+        preview(stream_of(stores), tokenizer, CausalLM(), ramp=RAMP, **kw)
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
@@ -192,11 +196,11 @@ def test_preview_refuses_steps_and_rows_that_are_none(stores, tokenizer, kw, mes
 @pytest.mark.parametrize("plan", ["windows", "best_fit"])
 def test_the_documents_of_a_row_hold_its_tokens(stores, plan):
     stream = stream_of(stores, plan=plan, exclude=(ExcludeExamples(ranges=((8, 11),)),))
-    lines = inspect.where(stream, step=5, first=13, batch_size=B).splitlines()
+    lines = inspect.where(stream, step=5, first=13, shape=SHAPE).splitlines()
     assert lines[0] == "batch after 5 steps (step 6 of the log), ids 13 to 19"
-    assert len(lines) == 1 + B
+    assert len(lines) == 2 + B
     rows = stream.rows(np.arange(13, 13 + B))
-    for i, line in enumerate(lines[1:]):
+    for i, line in enumerate(lines[1:-1]):
         number, source = re.match(r"row (\d+): id (\d+), example \d+, source (\w),", line).groups()[1:]
         assert line.startswith(f"row {i}: ")
         assert int(number) == 13 + i
@@ -210,17 +214,52 @@ def test_the_documents_of_a_row_hold_its_tokens(stores, plan):
 
 def test_excluded_documents_are_said_to_be(stores):
     stream = stream_of(stores, exclude=(ExcludeDocuments(source="a", numbers=(3,)),))
-    out = inspect.where(stream, step=0, first=0, batch_size=60)
+    out = inspect.where(stream, step=0, first=0, shape=Shape(60, 60, T))
     assert re.search(r"source a,.* 3\[\d+:\d+\] \(excluded\)", out)
     assert {d for d in re.findall(r"(\d+)\[\d+:\d+\] \(excluded\)", out)} == {"3"}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Excluding:
+    exclude: tuple[Exclude, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Root:
+    data: Excluding
+
+
+def test_where_says_how_to_pass_over_the_batch(stores):
+    exclude = (ExcludeExamples(ranges=((8, 11), (15, 16))),)
+    out = inspect.where(stream_of(stores, exclude=exclude), step=1, first=B, shape=SHAPE, exclude=exclude)
+    override = re.search(r'^to pass over this batch: "(data.exclude=.*)"$', out, flags=re.M)[1]
+    more = codec.override(Root(data=Excluding(exclude=exclude)), override).data.exclude
+    passed = stream_of(stores, exclude=more)
+    before, without = stream_of(stores, exclude=exclude), passed.plan(np.arange(40)).example
+    gone = before.plan(np.arange(B, 2 * B)).example
+    assert gone.tolist() == [7, 11, 12, 13, 14, 16, 17]
+    rest = [e for e in before.plan(np.arange(40 + B)).example.tolist() if e not in gone.tolist()]
+    assert without.tolist() == rest
+
+
+def test_rows_of_a_shorter_stage_are_shown_as_pieces_of_their_examples(stores, tokenizer):
+    ramp = Ramp([Stage(until_examples=9, batch_size=3, seq_len=20)], batch_size=B, seq_len=60)
+    stream = stream_of(stores, seq_len=60)
+    out = preview(stream, tokenizer, CausalLM(), step=2, ramp=ramp, rows=7)
+    assert out.startswith("batch after 2 steps (step 3 of the log), ids 6 to 8, each cut into 3 rows of 20")
+    rows = re.findall(r"^--- row (\d): piece (\d) of 3 of id (\d+),", out, flags=re.M)
+    assert [tuple(map(int, r)) for r in rows] == [(i, i % 3, 6 + i // 3) for i in range(7)]
+    assert preview(stream, tokenizer, CausalLM(), step=3, ramp=ramp, rows=1).startswith(
+        "batch after 3 steps (step 4 of the log), ids 9 to 15; rows 0 to 0"
+    )
+
+
 def test_where_shows_as_many_rows_as_asked(stores):
-    out = inspect.where(stream_of(stores), step=0, first=0, batch_size=B, rows=2).splitlines()
+    out = inspect.where(stream_of(stores), step=0, first=0, shape=SHAPE, rows=2).splitlines()
     assert out[0].endswith("ids 0 to 6; rows 0 to 1")
-    assert len(out) == 3
+    assert len(out) == 4
     with pytest.raises(UserError, match="--rows: expected at least 1, got 0"):
-        inspect.where(stream_of(stores), step=0, first=0, batch_size=B, rows=0)
+        inspect.where(stream_of(stores), step=0, first=0, shape=SHAPE, rows=0)
 
 
 # --- stats ------------------------------------------------------------------------------------------------------------

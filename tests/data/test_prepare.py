@@ -229,7 +229,7 @@ def test_data_refuses_what_makes_no_sense(make):
         (dict(sources={"a/b": Text(glob="x")}), "names fit for a folder, got 'a/b'"),
         (dict(sources={"raw": Text(glob="x")}), "names fit for a folder"),
         (dict(sources={"a": "*.txt"}), "expected a Source"),
-        (dict(path="gs://bucket/corpus"), "path: expected a local folder"),
+        (dict(cache="gs://bucket/corpora"), "data.cache: expected a local folder, since stores are memory-mapped"),
         (dict(weights={"other": 1.0}), r"expected one for each of \['main'\], got \['other'\]"),
         (dict(seq_len=0), "seq_len: expected at least 1"),
         (dict(workers=-1), "workers: expected at least 1"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import codec
-from lm.data import Data, Docstrings, ExcludeDocuments, ExcludeExamples, Phase, Stdlib, Stream
+from lm.data import Data, Docstrings, ExcludeDocuments, ExcludeExamples, Phase, Ramp, Stdlib, Stream
 from lm.data.index import BLOCK, Mixture
 from lm.data.schedule import Schedule, as_phases, mean_weight
 
@@ -119,7 +119,8 @@ def test_without_handing_over_nothing_changes_but_the_end_is_known():
 def test_a_run_is_told_in_which_step_its_text_ends(tmp_path):
     stores = {n: write_store(tmp_path / n, [[[5] * 12] * k]) for n, k in (("a", 100), ("b", 40))}
     kw = dict(weights={"a": 1.0, "b": 1.0}, seq_len=T, seed=0)
-    enough = dict(step=0, examples_seen=0, batch_size=8)
+    ramp = Ramp((), batch_size=8, seq_len=T)
+    enough = dict(step=0, examples_seen=0, ramp=ramp)
     limited = Stream(stores, **kw, epochs={"b": 1.5})  # 60 rows, every other one: examples 0..119
     assert limited.exhausted(120) == {} and list(limited.exhausted(122)) == ["b"]
     limited.check_epochs(steps=15, **enough)
@@ -128,7 +129,7 @@ def test_a_run_is_told_in_which_step_its_text_ends(tmp_path):
     ):
         limited.check_epochs(steps=17, **enough)
     with pytest.raises(ValueError, match="end in step 16; .* or set data.when_exhausted=hand_over"):
-        limited.check_epochs(step=10, examples_seen=80, steps=17, batch_size=8)
+        limited.check_epochs(step=10, examples_seen=80, steps=17, ramp=ramp)
     shared = Stream(stores, **kw, epochs={"b": 1.5}, when_exhausted="hand_over")
     shared.check_epochs(steps=10**6, **enough)
     both = Stream(stores, **kw, epochs={"a": 1, "b": 1.5}, when_exhausted="hand_over")  # 160 rows in all

@@ -6,7 +6,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data import SentencePiece, Tokenizer
+from lm.data import SentencePiece, SentencePieceTokenizer
 
 from .conftest import sample_texts
 
@@ -88,7 +88,7 @@ def test_training_is_deterministic():
 
 
 def test_saves_loads_and_pickles(tokenizer, tokenizer_path):
-    for other in (Tokenizer.load(tokenizer_path), Tokenizer.from_bytes(tokenizer.to_bytes())):
+    for other in (SentencePieceTokenizer.load(tokenizer_path), SentencePieceTokenizer.from_bytes(tokenizer.to_bytes())):
         assert other.fingerprint == tokenizer.fingerprint
     assert pickle.loads(pickle.dumps(tokenizer)).encode("data") == tokenizer.encode("data")
 
@@ -101,10 +101,10 @@ def test_whitespace_of_code_is_learnt():
 
 def test_refuses_bad_models_texts_ids_and_settings(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="nothing.model: expected a SentencePiece .model file"):
-        Tokenizer.load(tmp_path / "nothing.model")
+        SentencePieceTokenizer.load(tmp_path / "nothing.model")
     (tmp_path / "bad.model").write_bytes(b"xx")
     with pytest.raises(ValueError, match="bad.model: expected a SentencePiece model, got 2 other bytes"):
-        Tokenizer.load(tmp_path / "bad.model")
+        SentencePieceTokenizer.load(tmp_path / "bad.model")
     with pytest.raises(ValueError, match="lone surrogate .* at 3"):
         tokenizer.encode("abc\ud800")
     with pytest.raises(ValueError, match="ids: expected 0 to 419, got 420"):
@@ -124,9 +124,9 @@ def test_refuses_a_model_that_loses_text(tmp_path):
         sentence_iterator=iter(sample_texts(50)), model_prefix=path, eos_id=1, unk_id=2, byte_fallback=True, **common
     )
     with pytest.raises(ValueError, match="expected a lossless model"):
-        Tokenizer.load(path + ".model")
+        SentencePieceTokenizer.load(path + ".model")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sample_texts(50)), model_prefix=path, eos_id=2, unk_id=1, **common
     )
     with pytest.raises(ValueError, match=r"ids \(0, 1, 2\), got \(0, 2, 1\)"):
-        Tokenizer.load(path + ".model")
+        SentencePieceTokenizer.load(path + ".model")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import lm
 from lm import distributed
 from lm.checkpoint import Checkpoints
 from lm.config import resolved
+from lm.data import ExcludeExamples, Stream
 from lm.errors import EXIT_FINISHED, EXIT_PREEMPTED, UserError
 from lm.training import loop
 from lm.training.loop import NonFiniteLoss, train
+from tests.training.conftest import VOCAB_SIZE
 
 
 def params_of(workdir: Path, step: int | None = None) -> dict:
@@ -157,10 +160,87 @@ def test_non_finite_loss_names_step_examples_and_documents(config, tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"step (\d+): loss .*examples \d+\.\.\d+ .*last good checkpoint: step \d"):
         train(resolved(config, broken), tmp_path)
     (report,) = tmp_path.glob("nonfinite_step_*.json")
-    rows = json.loads(report.read_text())
-    assert len(rows) == 8 and {"source", "window", "pieces"} <= rows[0].keys()
+    found = json.loads(report.read_text())
+    assert len(found["rows"]) == 8 and {"source", "window", "pieces"} <= found["rows"][0].keys()
+    assert found["examples"] == [8 * (found["step"] - 1), 8 * found["step"]]
     last = Checkpoints(tmp_path).latest()
     assert last is not None and all(np.isfinite(x).all() for x in jax.tree.leaves(params_of(tmp_path, last)))
+
+
+def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lm.training.watch.AT_LEAST", 8)
+    monkeypatch.setattr("lm.training.watch.WINDOW", 8)
+    read = Stream.read
+
+    def foreign(self, plan):
+        tokens = read(self, plan)
+        other = np.random.default_rng(0).integers(3, VOCAB_SIZE, tokens.shape, np.int32)
+        return np.where((plan.example // 8 == 35)[:, None], other, tokens)
+
+    monkeypatch.setattr(Stream, "read", foreign)
+    overrides = ["train.steps=40", "optim.lr=0.03"]
+    train(resolved(config, overrides), tmp_path)
+    (report,) = tmp_path.glob("spike_step_*.json")
+    found = json.loads(report.read_text())
+    assert (report.name, found["step"], found["examples"]) == ("spike_step_36.json", 36, [280, 288])
+    assert found["sigmas"] > 8 and found["loss"] > found["median"] + 1 and len(found["rows"]) == 8
+    assert "step 36: loss" in capsys.readouterr().out
+    again = resolved(config, [*overrides, found["pass_over_with"].strip('"')])
+    assert again.config.data.exclude == (ExcludeExamples(ranges=((280, 288),)),)
+    train(again, tmp_path / "without")
+    assert not list((tmp_path / "without").glob("spike*"))
+
+
+RAMP = "data.ramp=(Stage(until_examples=12,batch_size=4,seq_len=8),Stage(until_examples=40,seq_len=4))"
+
+
+def test_a_ramp_reads_the_same_order_in_other_batches(config, tmp_path, capsys):
+    """4, 4 and 4 examples in rows of 8, four times 8 in rows of 4, then 8 in whole rows."""
+    train(resolved(config, [RAMP, "train.log_every=1"]), tmp_path)
+    losses = [(r["step"], r["examples_seen"], r["loss"]) for r in records(tmp_path)]
+    assert [n for _, n, _ in losses] == [4, 8, 12, 20, 28, 36, 44, 52, 60, 68, 76, 84]
+    out = capsys.readouterr().out
+    for line in ("from example 0: batches of 8 x 8", "from example 12: batches of 32 x 4", "44: batches of 8 x 16"):
+        assert line in out
+    assert all(np.isfinite(loss) for _, _, loss in losses)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 7])
+def test_a_ramp_stopped_anywhere_and_resumed_is_bit_equal(config, uninterrupted, tmp_path, monkeypatch, step):
+    ramped = resolved(config, [RAMP, "train.log_every=1"]).config
+    whole = uninterrupted(ramped)
+    stop_at(monkeypatch, step)
+    assert train(resolved(ramped), tmp_path).preempted
+    monkeypatch.undo()
+    train(resolved(ramped), tmp_path)
+    assert_bit_equal(params_of(whole), params_of(tmp_path))
+    assert [r["loss"] for r in records(whole)] == [r["loss"] for r in records(tmp_path)]
+
+
+def test_a_ramp_on_two_meshes_has_the_same_losses(config, uninterrupted, tmp_path):
+    ramped = resolved(config, [RAMP, "train.log_every=1"]).config
+    train(resolved(ramped, ["mesh.fsdp=2", "mesh.seq=2"]), tmp_path)
+    losses = [[r["loss"] for r in records(w)] for w in (uninterrupted(ramped), tmp_path)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([RAMP, "mesh.data=8"], "data.ramp: batches of 8 x 8: 8 is not divisible by the 32 data shards"),
+        (
+            [RAMP, "train.microbatches=16"],
+            "16 does not divide the 8 rows of data.ramp: batches of 8 x 8",
+        ),
+        (
+            [RAMP.replace("seq_len=4", "seq_len=2"), "objective.chunks=4"],
+            "data.ramp: objective.chunks: 4 does not divide",
+        ),
+    ],
+)
+def test_a_ramp_that_does_not_fit_is_refused_before_a_device_is_touched(config, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        resolved(config, overrides)
 
 
 @pytest.mark.slow
