@@ -210,8 +210,7 @@ class MaskedLM(Objective):
         picked = places < tokens.shape[1]
         places[~picked] = 0
         real = np.take_along_axis(tokens, places, axis=1)
-        bits = noise.draw(self.noise_seed, "masked_lm/show", ids, tokens.shape[1])
-        bits = np.take_along_axis(bits, places, axis=1)
+        bits = noise.draw_at(self.noise_seed, "masked_lm/show", ids, places)
         u = noise.uniform(bits)
         shown = np.where(u < self.mask_share + self.random_share, self._random(bits), real)
         shown[u < self.mask_share] = self.mask_id

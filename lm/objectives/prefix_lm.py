@@ -63,7 +63,7 @@ class PrefixLM(CausalLM):
         begins = np.maximum.accumulate(np.where(opens, index, 0), axis=1)
         document = begins + np.arange(n)[:, None] * length
         n_targets = np.bincount(document[real], minlength=n * length)[document]
-        u = noise.uniform(np.take_along_axis(noise.draw(self.noise_seed, "prefix_lm", rows["id"], length), begins, 1))
+        u = noise.uniform(noise.draw_at(self.noise_seed, "prefix_lm", rows["id"], begins))
         share = self.min_prefix + (self.max_prefix - self.min_prefix) * u
         further = np.minimum((share * n_targets).astype(np.int64), n_targets - 1)  # -1 where there is only padding
         return {"tokens": tokens, "prefix": index - begins <= further}
