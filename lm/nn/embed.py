@@ -14,6 +14,15 @@ from lm.nn.param import Init, cast, param, zeros
 from lm.sharding import constrain
 
 
+def look_up(table: jax.Array, rows: jax.Array, axis: str | None = None) -> jax.Array:
+    """table [N,D], rows [B,S] -> [B,S,D]. axis: the activation axis of N.
+
+    The table is gathered over FSDP first: what is looked up in one sharded on D, XLA would rematerialise in full.
+    """
+    table = constrain(table, axis, None)
+    return constrain(table[rows], "act_batch", "act_seq", "act_embed")
+
+
 class Embed(nnx.Module):
     """ids [B,S] -> [B,S,D]. `scale` multiplies what is looked up (sqrt(D) in the original Transformer and in Gemma).
 
@@ -34,9 +43,7 @@ class Embed(nnx.Module):
         self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init)
 
     def __call__(self, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
-        # Gathered over FSDP first: looked up in a table sharded on D, XLA would rematerialise it in full.
-        table = constrain(self.table[...].astype(dtype), "act_vocab", None)
-        x = constrain(table[ids], "act_batch", "act_seq", "act_embed")
+        x = look_up(self.table[...].astype(dtype), ids, "act_vocab")
         if self.pad_id is not None:
             x = jnp.where((ids == self.pad_id)[..., None], jax.lax.stop_gradient(x), x)
         # The scale is rounded to the compute dtype, as the models that have one were trained (Gemma in bfloat16).
@@ -50,7 +57,7 @@ class Types(nnx.Module):
         self.table = param(rngs, (n_types, d_model), ("position", "embed"), init, decay=False)
 
     def __call__(self, types: jax.Array, dtype: DTypeLike) -> jax.Array:
-        return self.table[...].astype(dtype)[types]
+        return look_up(self.table[...].astype(dtype), types)
 
 
 class Head(nnx.Module):

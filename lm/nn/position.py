@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
+from lm.nn.embed import look_up
 from lm.nn.param import Init, param
 
 
@@ -41,7 +42,7 @@ class LearnedPositions(nnx.Module):
 
     def __call__(self, positions: jax.Array, dtype: DTypeLike) -> jax.Array:
         rows = positions + self.offset
-        x = self.table[...].astype(dtype)[rows]
+        x = look_up(self.table[...].astype(dtype), rows)
         return x if self.pad_row is None else jnp.where((rows == self.pad_row)[..., None], jax.lax.stop_gradient(x), x)
 
 
