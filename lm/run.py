@@ -15,6 +15,7 @@ from lm.checkpoint import IMPORTED, Checkpoints, Meta
 from lm.config import Config, Resolved
 from lm.data import Ramp
 from lm.data.hf_tokenizer import HFTokenizer
+from lm.data.ramp import MAX_STEP
 from lm.data.tokenizers import from_bytes
 from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
@@ -118,8 +119,8 @@ def position(workdir: str | Path, step: int) -> Position:
     UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step.
     """
     workdir = Path(workdir)
-    if step < 0:
-        raise UserError(f"--step: expected 0 or more, got {step}")
+    if not 0 <= step <= MAX_STEP:
+        raise UserError(f"--step: expected 0 to {MAX_STEP}, got {step}")
     if (workdir / IMPORTED).is_dir():
         raise UserError(f"{workdir}: expected a run that was trained here, got an imported model, which read no data")
     stored = workdir / configs.CONFIG_FILE

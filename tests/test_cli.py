@@ -87,7 +87,7 @@ def assert_one_line(err: str, *parts: str) -> None:
         (["data", "preview", "quikstart", "--step", "0"], ["lm data preview: error: quikstart: no recipe"]),
         (["data", "preview", "quickstart", "--step", "0", "data.path=none"], ["none: expected a prepared corpus"]),
         (["data", "where", "no/run", "--step", "3"], ["lm data where: error: no/run: ", "--workdir", "config.json"]),
-        (["data", "where", "no/run", "--step=-3"], ["lm data where: error: --step: expected 0 or more, got -3"]),
+        (["data", "where", "no/run", "--step=-3"], ["lm data where: error: --step: expected 0 to 2147483648, got -3"]),
         (["data", "stats", "tests"], ["lm data stats: error: tests: expected the folder of a prepared corpus"]),
         (["data", "verify", "tests", "data.seed=3"], ["tests: expected no overrides with a folder, got 'data.seed=3'"]),
     ],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lm.data.index import MAX_EXAMPLES
 from lm.data.store import Store
 from lm.errors import UserError
 
@@ -57,8 +58,10 @@ class ExcludeExamples(Exclude):
 
 def _check(where: str, ranges: Iterable[Range]) -> None:
     for start, stop in ranges:
-        if not 0 <= start < stop:
-            raise UserError(f"{where}: expected ranges (start, stop) with 0 <= start < stop, got {(start, stop)}")
+        if not 0 <= start < stop <= MAX_EXAMPLES:
+            raise UserError(
+                f"{where}: expected ranges (start, stop) with 0 <= start < stop <= 2^48, got {(start, stop)}"
+            )
 
 
 def merge(ranges: Iterable[Sequence[int]]) -> np.ndarray:

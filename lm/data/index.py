@@ -15,6 +15,7 @@ from lm.errors import UserError
 VERSION = 2  # of the order: raise it when the same seed would give other rows
 MIN_BITS = 6  # over fewer bits six rounds favour some orders: pairs of rows fail chi-square at 100,000 epochs
 ROUNDS = 6  # lag correlations of 6 rounds are those of random order (|r| < 3/sqrt(n)); 4 rounds were ten times above
+MAX_EXAMPLES = 2**48  # of a run: more than anybody reads, and what a larger number says is a slip of the finger
 BLOCK = 2**16  # examples a mixture quota is exact over; the smallest weight is one in BLOCK
 
 
@@ -72,6 +73,8 @@ class Mixture:
         bad = {name: w for name, w in weights.items() if not 0 < w < float("inf")}
         if bad or not weights:
             raise UserError(f"weights: expected positive numbers, got {bad or weights}; leave out a source to skip it")
+        if sum(weights.values()) == float("inf"):
+            raise UserError(f"weights: expected numbers with a finite sum, got {dict(weights)}; divide them all by one")
         share = np.array(list(weights.values())) / sum(weights.values()) * BLOCK
         quota = np.floor(share).astype(np.int64)
         quota[np.argsort(quota - share, kind="stable")[: BLOCK - quota.sum()]] += 1  # largest remainders

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.data.inspect import heading, origin
 from lm.data.loader import HostReader
-from lm.data.ramp import Ramp
+from lm.data.ramp import MAX_STEP, Ramp
 from lm.data.stream import Row, Stream
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -70,8 +70,8 @@ def preview(
 
     objective: an `lm.objectives.Objective`.
     """
-    if step < 0:
-        raise UserError(f"--step: expected 0 or more, got {step}")
+    if not 0 <= step <= MAX_STEP:
+        raise UserError(f"--step: expected 0 to {MAX_STEP}, got {step}")
     if rows < 1:
         raise UserError(f"--rows: expected at least 1, got {rows}")
     first = ramp.after(0, step)

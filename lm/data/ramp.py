@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lm.data.index import MAX_EXAMPLES
 from lm.errors import UserError
 
 if TYPE_CHECKING:
     from lm.data.corpus import Data
 
-PIECE_BIT = 48  # of an id: which piece of its example it is. A run of 2^48 examples would take longer than a life
+MAX_STEP = 2**31  # that is asked for
+PIECE_BIT = MAX_EXAMPLES.bit_length() - 1  # of an id: which piece of its example it is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +58,9 @@ class Ramp:
 
     def __init__(self, stages: Sequence[Stage], *, batch_size: int, seq_len: int):
         ends = [s.until_examples for s in stages]
-        if any(a >= b for a, b in zip([0, *ends], ends, strict=False)):
+        if any(a >= b for a, b in zip([0, *ends], ends, strict=False)) or max(ends, default=0) > MAX_EXAMPLES:
             raise UserError(
-                f"data.ramp: expected stages of rising until_examples from 1 on, got {ends}; put them in order"
+                f"data.ramp: expected stages of rising until_examples from 1 to 2^48, got {ends}; put them in order"
             )
         for s in stages:
             for name, value in (("batch_size", s.batch_size), ("seq_len", s.seq_len)):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.data.index import Mixture
+from lm.data.index import MAX_EXAMPLES, Mixture
 from lm.errors import UserError
 
 
@@ -40,10 +40,11 @@ def as_phases(weights: Weights, names: Iterable[str], where: str = "weights") ->
     phases = tuple(weights)
     ends = [p.until_examples for p in phases]
     bounds = [0, *(e or 0 for e in ends[:-1])]
-    if not phases or ends[-1] is not None or any(a >= b for a, b in itertools.pairwise(bounds)):
+    too_far = any(e is not None and e > MAX_EXAMPLES for e in ends)
+    if not phases or too_far or ends[-1] is not None or any(a >= b for a, b in itertools.pairwise(bounds)):
         raise UserError(
-            f"{where}: expected phases of rising until_examples from 1 on, the last without, got {ends}; put them in "
-            "order and leave out the last one's until_examples"
+            f"{where}: expected phases of rising until_examples from 1 to 2^48, the last without, got {ends}; put them "
+            "in order and leave out the last one's until_examples"
         )
     used = {name for p in phases for name in p.weights}
     if used != set(names):
@@ -76,7 +77,7 @@ class Schedule:
     of a phase stays. Without, sources go on beyond their limits. Either way every example has a row, since readers read
     ahead; a run that goes to `end` or beyond it is the caller's to refuse.
     out: the example at which a source would go beyond its limit, where it comes to that; `end`: the first such that is
-    not handed over, None if there is none.
+    not handed over, None if there is none, and `ends` its source: it may have handed over in a phase before.
     """
 
     def __init__(self, names: Sequence[str], phases: Sequence[Phase], limits: Mapping[str, int], *, hand_over: bool):
@@ -84,6 +85,7 @@ class Schedule:
         self.stretches: list[Stretch] = []
         self.out: dict[str, int] = {}
         self.end: int | None = None
+        self.ends: str | None = None
         start, before = 0, np.zeros(len(names), np.int64)
         for phase in phases:
             weights = {name: phase.weights[name] for name in names if name in phase.weights}
@@ -100,7 +102,8 @@ class Schedule:
                     start = out[first]
             for name, at in out.items():
                 self.out.setdefault(name, at)
-                self.end = at if self.end is None else min(self.end, at)
+                if self.end is None or at < self.end:
+                    self.end, self.ends = at, name
             before = self._append(stretch, phase.until_examples)
             start = phase.until_examples or 0
         self._starts = np.array([s.start for s in self.stretches])

@@ -141,6 +141,12 @@ class Stream:
             then, now = saved.get(name), self.fingerprint.get(name)
             if examples_seen is not None and name in ("weights", "stores", "skipped"):
                 then, now = _seen(saved, name, examples_seen), _seen(self.fingerprint, name, examples_seen)
+            if name == "skipped" and then != now:
+                raise UserError(
+                    f"data.exclude: expected to pass over {then or 'none'} of the examples that were read, as when the "
+                    f"checkpoint was written, got {now or 'none'}; go back to a checkpoint before them by removing the "
+                    "later folders of checkpoints/, or exclude later examples"
+                )
             if then != now and name != "excluded":
                 raise UserError(
                     f"data.{name}: expected {then!r} as when the checkpoint was written, got {now!r}; restore that "
@@ -154,12 +160,12 @@ class Stream:
 
     def check_epochs(self, *, step: int, examples_seen: int, steps: int, ramp: Ramp) -> None:
         """UserError when a run at `step`, of `steps`, needs more of the sources than their epochs."""
-        out = self.exhausted(ramp.after(examples_seen, max(0, steps - step)))
-        end = self._schedule.end
-        first = min(out.values(), default=0) if end is None or not self._hand_over else self._skips.reads_before(end)
-        if not out or (self._hand_over and (end is None or first not in out.values())):
+        end, name = self._schedule.end, self._schedule.ends
+        if end is None or name is None:
             return
-        name = next(n for n, at in out.items() if at == first)
+        first = self._skips.reads_before(end)
+        if first >= ramp.after(examples_seen, max(0, steps - step)):
+            return
         at_step = step + ramp.steps_before(examples_seen, first)
         others = "nor has any other source more" if self._hand_over else "or set data.when_exhausted=hand_over"
         raise UserError(

@@ -263,7 +263,8 @@ class Run:
                 report = self.report("spike", done, m, median=spike.median, sigmas=spike.sigmas)
                 self.log.print(
                     f"step {done.step + 1}: loss {spike.loss:.4f} is {spike.sigmas:.0f} standard deviations above the "
-                    f"median {spike.median:.4f} of the steps before it (documents in {report})"
+                    f"median {spike.median:.4f} of the steps before it; its documents, and how to train without them, "
+                    f"are in {report}"
                 )
 
     def report(self, kind: str, done: Done, metrics: dict[str, np.ndarray], **more: float) -> Path:
@@ -271,8 +272,15 @@ class Run:
         path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step + 1}.json"
         if distributed.is_main():
             passed = passing_over(self.stream, self.resolved.config.data.exclude, done.first, done.stop)
-            numbers = {name: float(metrics[name]) for name in ("loss", "grad_norm", "lr")}
-            what: dict[str, Any] = {"step": done.step + 1, **numbers, **more, "pass_over_with": passed}
+            read = {name: float(metrics[name]) for name in ("loss", "grad_norm", "lr")}
+            what: dict[str, Any] = {
+                "step": done.step + 1,
+                **{name: x if math.isfinite(x) else str(x) for name, x in read.items()},  # JSON has no NaN
+                **more,
+                "go_back_to_step": max((s for s in self.checkpoints.steps() if s <= done.step), default=0),
+                "by_removing": "the later folders of checkpoints/",
+                "pass_over_with": passed,
+            }
             write_provenance(path, self.stream, done.first, done.stop, **what)
         return path
 

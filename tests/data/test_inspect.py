@@ -181,7 +181,7 @@ def test_other_arrays_are_runs_of_numbers(stores, tokenizer):
 @pytest.mark.parametrize(
     ("kw", "message"),
     [
-        (dict(step=-1, rows=1), "--step: expected 0 or more, got -1"),
+        (dict(step=-1, rows=1), "--step: expected 0 to 2147483648, got -1"),
         (dict(step=0, rows=0), "--rows: expected at least 1, got 0"),
     ],
 )

@@ -102,8 +102,9 @@ def test_hosts_read_the_pieces_of_the_rows_of_the_order(tmp_path, hosts, pieces)
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([Stage(until_examples=0, batch_size=1)], "rising until_examples from 1 on, got [0]"),
-        ([Stage(until_examples=9), Stage(until_examples=9)], "rising until_examples from 1 on, got [9, 9]"),
+        ([Stage(until_examples=0, batch_size=1)], "rising until_examples from 1 to 2^48, got [0]"),
+        ([Stage(until_examples=9), Stage(until_examples=9)], "rising until_examples from 1 to 2^48, got [9, 9]"),
+        ([Stage(until_examples=10**23)], "rising until_examples from 1 to 2^48"),
         ([Stage(until_examples=9, seq_len=5)], "expected stages whose seq_len divides data.seq_len 12"),
         ([Stage(until_examples=9, seq_len=24)], "expected stages whose seq_len divides data.seq_len 12"),
         ([Stage(until_examples=9, batch_size=0)], "expected batch_size of at least 1, got 0"),

@@ -9,6 +9,7 @@ from lm import codec
 from lm.data import Data, Docstrings, ExcludeDocuments, ExcludeExamples, Phase, Ramp, Stdlib, Stream
 from lm.data.index import BLOCK, Mixture
 from lm.data.schedule import Schedule, as_phases, mean_weight
+from lm.errors import UserError
 
 from .conftest import random_store, write_store
 
@@ -216,3 +217,20 @@ def test_the_fields_travel_through_json_and_the_command_line():
     }.items():
         with pytest.raises(ValueError, match=message):
             codec.override(data, change)
+
+
+def test_a_source_that_handed_over_in_one_phase_ends_the_run_in_another_that_has_only_it(tmp_path):
+    stores = {n: random_store(tmp_path / n, 400, seed=i) for i, n in enumerate("ab")}
+    phases = (Phase(until_examples=100, weights={"a": 1.0, "b": 1.0}), Phase(weights={"b": 1.0}))
+    limited = Stream(stores, weights=phases, seq_len=10, seed=0, epochs={"b": 1.0}, when_exhausted="hand_over")
+    ramp = Ramp((), batch_size=8, seq_len=10)
+    limited.check_epochs(step=0, examples_seen=0, steps=12, ramp=ramp)
+    with pytest.raises(UserError, match="'b'.*end in step 13"):
+        limited.check_epochs(step=0, examples_seen=0, steps=50, ramp=ramp)
+    p = limited.plan(np.arange(100))
+    assert set(p.epoch[p.source == 1].tolist()) == {0}
+
+
+def test_weights_whose_sum_is_not_finite_are_refused():
+    with pytest.raises(UserError, match="finite sum"):
+        Mixture({"a": 1e308, "b": 1e308})

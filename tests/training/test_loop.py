@@ -183,6 +183,7 @@ def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config
     (report,) = tmp_path.glob("spike_step_*.json")
     found = json.loads(report.read_text())
     assert (report.name, found["step"], found["examples"]) == ("spike_step_36.json", 36, [280, 288])
+    assert found["go_back_to_step"] == 35
     assert found["sigmas"] > 8 and found["loss"] > found["median"] + 1 and len(found["rows"]) == 8
     assert "step 36: loss" in capsys.readouterr().out
     again = resolved(config, [*overrides, found["pass_over_with"].strip('"')])
