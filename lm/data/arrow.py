@@ -5,7 +5,6 @@ They need pyarrow (the extra `arrow`), and nothing of Hugging Face. Only the col
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Iterator
@@ -25,8 +24,10 @@ class Parquet(Fielded, Files):
     """Parquet files, a document a row. Units of a part: row groups."""
 
     def _cut(self, path: Path, n_bytes: int, part_bytes: int) -> list[Part]:
-        with _errors(str(path)):
+        try:
             meta = _parquet(str(path)).metadata
+        except (OSError, pyarrow().ArrowException):
+            return [Part(str(path), 0, 0, n_bytes)]  # whoever reads it meets the error, which may be skipped
         sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
         scale = n_bytes / max(1, sum(sizes))  # to bytes on disk
         return _stretches(str(path), [round(s * scale) for s in sizes], part_bytes)
@@ -34,6 +35,7 @@ class Parquet(Fielded, Files):
     def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
         try:
             file = _parquet(part.path)
+            _check_again(part)
             columns = _columns(self, part.path, file.schema_arrow)
             n = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
             groups = list(range(part.start, part.stop))
@@ -51,8 +53,11 @@ class _Batches(Fielded, Checked):
         part_bytes = stretch_bytes(sum(p.stat().st_size for p in paths))
         parts = []
         for path in paths:
-            with _errors(str(path)):
+            try:
                 sizes = [max(1, batch.nbytes) for batch in _batches(str(path))]
+            except (OSError, pyarrow().ArrowException):
+                parts.append(Part(str(path), 0, 0, path.stat().st_size))
+                continue
             scale = path.stat().st_size / max(1, sum(sizes))
             parts += _stretches(str(path), [round(s * scale) for s in sizes], part_bytes)
         return parts
@@ -62,6 +67,7 @@ class _Batches(Fielded, Checked):
         try:
             # Batches are mapped, not read: to pass over those of other parts costs their headers.
             for i, batch in enumerate(_batches(part.path)):
+                _check_again(part)
                 if i >= part.stop:
                     return
                 if i >= part.start:
@@ -132,14 +138,10 @@ class HFDataset(_Batches):
         return files
 
 
-@contextlib.contextmanager
-def _errors(path: str) -> Iterator[None]:
-    """Turns what pyarrow says of a damaged file into a UserError."""
-    damaged = (OSError, pyarrow().ArrowException)
-    try:
-        yield
-    except damaged as e:
-        raise UserError(unreadable(path, _one_line(e))) from None
+def _check_again(part: Part) -> None:
+    """A part without units is of a file that could not be read when parts were made."""
+    if part.stop == 0:
+        raise OSError("a file that was damaged and changed since")
 
 
 def _one_line(error: BaseException) -> Exception:

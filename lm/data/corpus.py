@@ -27,6 +27,8 @@ from lm.data.tokenizer import SentencePiece, Tokenizer
 from lm.data.work import SPLITS
 from lm.errors import UserError
 
+RESERVED = ("raw", "lock", "tokenizer.model", "tokenizer.json")  # what else lies in the folder of a corpus
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -85,8 +87,11 @@ class Data:
                 f"data.cache: expected a local folder, since stores are memory-mapped, got {self.cache!r}; name one on "
                 "each host's disk"
             )
+        for field in ("path", "tokenizer"):
+            if getattr(self, field) == "":
+                raise UserError(f"data.{field}: expected a path, got an empty one; name it")
         for name, source in self.sources.items():
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name in ("raw", "lock", "tokenizer.model"):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) or name in RESERVED:
                 raise UserError(f"data.sources: expected names fit for a folder, got {name!r}; rename it")
             if not isinstance(source, Source):
                 raise UserError(f"data.sources[{name!r}]: expected a Source, got {source!r}")
@@ -215,11 +220,19 @@ def check_tokenizer(data: Data, tokenizer: Tokenizer) -> None:
             )
         return
     settings = path.with_name("tokenizer.json")
-    saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
-    _same(f"{path}: tokenizer", tokenizer_made_from(data), saved.get("made_from"))
-    if saved["fingerprint"] != tokenizer.fingerprint:
+    try:
+        saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
+        if not isinstance(saved, dict):
+            raise ValueError(f"a {type(saved).__name__}")
+    except ValueError as e:
         raise UserError(
-            f"{path}: expected fingerprint {saved['fingerprint'][:12]}, got {tokenizer.fingerprint[:12]}; "
+            f"{settings}: expected the settings of a tokenizer as JSON, got {e}; copy it again or run "
+            "`lm prepare --force`"
+        ) from None
+    _same(f"{path}: tokenizer", tokenizer_made_from(data), saved.get("made_from"))
+    if saved.get("fingerprint") != tokenizer.fingerprint:
+        raise UserError(
+            f"{path}: expected fingerprint {str(saved.get('fingerprint'))[:12]}, got {tokenizer.fingerprint[:12]}; "
             "copy it again or run `lm prepare --force`"
         )
 

@@ -97,7 +97,7 @@ def stage(pattern: str, cache: Path, log: Callable[[str], None]) -> None:
         folder = epath.Path(root)
         files = [p for p in sorted(folder.glob(inner)) if p.is_file()]
         sizes = [p.stat().length for p in files]
-    except (OSError, ImportError, ValueError, RuntimeError) as e:
+    except Exception as e:  # each store has its own: those of TensorFlow are no OSError
         reason = str(e).strip().split("\n")[0]
         raise UserError(
             f"{pattern}: expected a store that can be listed, got {reason}; check the address, your login and that its "
@@ -141,7 +141,9 @@ def copy_file(path: Any, local: Path, size: int, way_out: str, sha256: str | Non
                 f"{path}: expected sha256 {str(sha256)[:12]}, got {hashed.hexdigest()[:12]}: it is damaged; {way_out}"
             )
         os.replace(temporary, local)
-    except OSError as e:
+    except UserError:
+        raise
+    except Exception as e:  # as in `stage`
         raise UserError(f"{path}: expected to copy it to {local}, got {e}; {way_out}") from None
     finally:
         temporary.unlink(missing_ok=True)

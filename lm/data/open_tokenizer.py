@@ -21,7 +21,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer_config.json beside it belongs, a folder of Hugging Face, or the folder of a run, also a remote one.
     UserError where there is none, where it is broken, and where no token of it can end a document.
     """
-    run = epath.Path(path)
+    run = _epath(path)
     tokenizer = _of_run(run) if (run / "checkpoints").is_dir() else _of_files(Path(path))
     check_documents(tokenizer)
     return tokenizer
@@ -29,7 +29,16 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
 def there(path: str | Path) -> bool:
     """Whether something is at `path`, which may be on another machine than the one that prepares."""
-    return epath.Path(path).exists()
+    return _epath(path).exists()
+
+
+def _epath(path: str | Path) -> epath.Path:
+    try:
+        return epath.Path(path)
+    except KeyError:
+        raise UserError(
+            f"data.tokenizer: expected a local path, or the url of a run as gs://, s3:// or az://, got {path}; copy it"
+        ) from None
 
 
 def read_prepared(path: Path) -> Tokenizer:

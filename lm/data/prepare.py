@@ -76,7 +76,10 @@ def prepare(
             f"--force --hosts {hosts}: expected one of them, since a host cannot know what another has written anew; "
             f"delete {path} on one host, then start all without --force"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"data.path: expected a folder that can be made, got {e}; name another") from None
     with (
         locked(path / f".lock-{host}", log) if hosts > 1 else contextlib.nullcontext(),
         locked(path / "lock", log, shared=hosts > 1),

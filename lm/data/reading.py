@@ -52,7 +52,7 @@ class Reading:
             if isinstance(entry, Problem):
                 if self.on_error == "refuse":
                     raise UserError(entry.message)
-                yield Entry("", _hash(entry.message.encode()), entry.reason, entry.message)
+                yield Entry("", _hash(entry.message.encode(errors="surrogateescape")), entry.reason, entry.message)
                 continue
             raw, mended = entry.raw, False
             try:

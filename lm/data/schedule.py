@@ -7,6 +7,7 @@ gave before it, so that a source goes on where it was. A look-up costs O(log str
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,6 +34,9 @@ def as_phases(weights: Weights, names: Iterable[str], where: str = "weights") ->
     """One set of weights as the only phase. UserError unless phases follow each other, the last without end, and each
     of `names` has a weight: throughout without phases, else in one of them."""
     names = sorted(names)
+    for of in [weights] if isinstance(weights, Mapping) else [p.weights for p in weights]:
+        if not of or not all(0 < w < math.inf for w in of.values()):
+            raise UserError(f"{where}: expected positive numbers, got {dict(of)}; leave out a source to skip it")
     if isinstance(weights, Mapping):
         if set(weights) != set(names):
             raise UserError(f"{where}: expected one for each of {names}, got {sorted(weights)}")

@@ -52,7 +52,10 @@ def stage_corpus(url: str, stores: Sequence[str], *, cache: str | None = None, l
     not fit on the disk, or a file has another size or checksum than its meta.json says.
     """
     folder, root = cache_folder(url, cache), remote_path(url)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"data.cache: expected a folder that can be made, got {e}; name another") from None
     with locked(folder / "lock", log, what="copies this corpus"):
         metas: dict[str, bytes] = {}
         copies: list[Copy] = []
@@ -157,7 +160,7 @@ def _reaching(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ImportError, ValueError, RuntimeError) as e:
+    except Exception as e:  # each store has errors of its own: those of TensorFlow are no OSError
         reason = str(e).strip().split("\n")[0]
         raise UserError(
             f"{url}: expected a store that can be read, got {reason}; check the address, your login and that its "

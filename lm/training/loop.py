@@ -307,13 +307,14 @@ class Run:
 
 
 def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity.Perplexity]:
-    """Each source's validation split."""
+    """Each source's validation split. UserError where its files are not those that were opened."""
     from lm.data.loader import eval_batches
 
     config = setup.config
     token_bytes = token_byte_table(corpus, config)
     results = {}
     for name, store in corpus.validation.items():
+        store.check_unchanged()
         batches = eval_batches(
             store,
             seq_len=config.data.seq_len,
@@ -325,6 +326,7 @@ def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity
             pad_id=config.objective.pad_id,
         )
         results[name] = perplexity.evaluate(setup.score, params, batches, token_bytes, config.objective.unit)
+        store.check_unchanged()  # or the numbers are of another text
     return results
 
 

@@ -393,6 +393,8 @@ def test_columns_name_what_they_cannot_use(tmp_path):
         (tmp_path / f"cut.{name}").write_bytes((tmp_path / name).read_bytes()[:-30])
         with pytest.raises(ValueError, match=rf"cut.{name}: expected a whole file, got .*; fetch it again"):
             raws(kind(glob=f"{tmp_path}/cut.{name}"), tmp_path)
+        skipped = entries(kind(glob=f"{tmp_path}/*{name}"), tmp_path)
+        assert ["unreadable"] in skipped and "x" in skipped  # and the files beside it are read
 
 
 def test_a_saved_dataset_is_read_by_its_own_list_of_files(tmp_path):
