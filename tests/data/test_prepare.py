@@ -295,7 +295,7 @@ def start(tmp_path, workers, path="corpus"):
     return subprocess.Popen([sys.executable, str(script)], env=env, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
@@ -344,7 +344,7 @@ def test_two_processes_at_once_make_one_corpus(tmp_path, slow):
     waiting = second.stdout.readline()
     assert f"waiting for process {first.pid} on" in waiting
     (tmp_path / "block").unlink()
-    assert first.wait(30) == second.wait(30) == 0
+    assert first.wait(120) == second.wait(120) == 0
     reads = (tmp_path / "reads").read_text().splitlines()
     assert len(reads) == 12 and {r.split()[1] for r in reads} == {str(first.pid)}
     corpus = open_corpus(slow.data(str(tmp_path), str(tmp_path / "corpus"), 1))

@@ -74,7 +74,7 @@ def start(data, host, n, log=lambda line: None):
 def together(data, n, order=None):
     """What `n` hosts at once return, started in an order."""
     started = {host: start(data, host, n) for host in order or range(n)}
-    return [started[host].result(timeout=60) for host in range(n)]
+    return [started[host].result(timeout=120) for host in range(n)]
 
 
 def files(folder):
@@ -285,7 +285,7 @@ def test_hosts_that_are_killed_go_on_where_they_were(tmp_path, monkeypatch):
         wait_for(lambda: expected in (tmp_path / "zero again").read_text())
         (tmp_path / "block").unlink()
         one = run(1, "one again")
-        assert one.wait(60) == zero.wait(60) == 0, (tmp_path / "one again").read_text()
+        assert one.wait(120) == zero.wait(120) == 0, (tmp_path / "one again").read_text()
     finally:
         for process in processes:
             process.kill()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -51,13 +52,33 @@ def command(recipe: Path, workdir: Path, *more: str, devices: int = 1) -> subpro
     return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def until_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
-    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
-            return
+def until(condition: Callable[[], bool], what: str, process: subprocess.Popen) -> None:
+    """Waits for it while the process runs."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        if time.monotonic() > deadline or process.poll() is not None:
+            process.kill()
+            raise AssertionError(f"{what} was not reached: {process.communicate()[0]}")
         time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
+
+
+def until_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
+    path = workdir / "metrics.jsonl"
+
+    def reached() -> bool:
+        return path.exists() and any(json.loads(r)["step"] >= step for r in path.read_text().splitlines()[:-1])
+
+    until(reached, f"step {step}", process)
+
+
+def until_saved(workdir: Path, process: subprocess.Popen) -> None:
+    """A checkpoint is written in the background, under another name, and may be there some steps after its own."""
+    folder = workdir / "checkpoints"
+
+    def saved() -> bool:
+        return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+    until(saved, "a first checkpoint", process)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +272,7 @@ def test_killed_at_a_random_step_and_restarted_is_bit_equal(config, recipe, tmp_
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=2))
     path = recipe(config)
     killed = command(path, tmp_path / "killed", devices=2)
+    until_saved(tmp_path / "killed", killed)
     until_step(tmp_path / "killed", random.SystemRandom().randint(7, 60), killed)
     killed.kill()
     killed.communicate()
