@@ -7,9 +7,7 @@ the same for any number of hosts, and the position of a loader is one integer, `
 from __future__ import annotations
 
 import collections
-import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
@@ -23,14 +21,11 @@ from lm.data.tokenizer import PAD_ID
 from lm.data.unchanged import Watch
 from lm.errors import UserError
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 Batch = dict[str, np.ndarray]
 Examples = Callable[[Batch], Batch]
-READERS = 2  # batches read at once; more does not help, the callback holds Python's lock
 ELSEWHERE = 0x9E3779B97F4A7C15  # so that example 0 is no special case of the hash
-PLAN_AHEAD = 1024  # rows planned at once: shuffling 64 ids costs as much as shuffling 1024
+GROUP = 16  # batches that tf.data hands over at once, at most: an element costs 0.3 ms however small it is
+GROUP_BYTES = 2**22  # and about how large they are together: larger ones have little to gain
 
 
 def identity(batch: Batch) -> Batch:
@@ -96,37 +91,33 @@ class HostReader:
     ):
         _check_extra(extra_rows)
         self._stream, self._examples, self._extra = stream, examples, extra_rows
+        self._batch_size, self._start = batch_size, start
         self._pieces, self._piece = pieces, rows % pieces
-        rows, of = np.unique(rows // pieces, return_inverse=True)
+        self._rows, of = np.unique(rows // pieces, return_inverse=True)
         self._take = of * pieces + self._piece  # of the pieces of all examples that are read here
-        steps = max(1, PLAN_AHEAD // len(rows))
-
-        @functools.lru_cache(maxsize=2 * READERS)
-        def plan(chunk: int):
-            first = start + (chunk * steps + np.arange(steps, dtype=np.int64)) * batch_size
-            ids = first[:, None] + rows
-            planned = Plan(*(x.reshape(ids.shape) for x in stream.plan(ids.reshape(-1))))
-            planned.example.flags.writeable = False  # shared by the batches of a chunk, and handed to `examples`
-            return planned
-
-        self._plan, self._steps = plan, steps
         self._check_stores = Watch(store.check_unchanged for store in stream.stores)
 
     def __call__(self, step: int) -> Batch:
         """Batch `step` counted from `start`: what `examples` makes of tokens int32 [n, T+1] and id int64 [n], and of
         other int32 [n, T+1] if it needs rows from elsewhere. T is seq_len / pieces."""
+        return next(self.batches(step, 1))
+
+    def batches(self, step: int, n: int) -> Iterator[Batch]:
+        """n batches from `step` on: they are planned and read as one, and made into examples in turn."""
         self._check_stores()
-        chunk, at = divmod(int(step), self._steps)
-        plan = Plan(*(x[at] for x in self._plan(chunk)))
-        batch = {"tokens": self._stream.read(plan), "id": plan.example}
+        steps = int(step) + np.arange(n, dtype=np.int64)
+        plan = self._stream.plan((self._start + steps[:, None] * self._batch_size + self._rows).reshape(-1))
+        read = {"tokens": self._stream.read(plan), "id": plan.example}
         if self._extra:
-            batch["other"] = self._stream.read(_elsewhere(self._stream, plan))
-        if self._pieces > 1:
-            ids = np.repeat(batch.pop("id"), self._pieces)[self._take]
-            batch = {name: cut(x, self._pieces)[self._take] for name, x in batch.items()}
-            batch["id"] = piece_ids(ids, self._piece)
-        batch = self._examples(batch)
-        return {name: x for name, x in batch.items() if name != "id"}
+            read["other"] = self._stream.read(_elsewhere(self._stream, plan))
+        for at in range(0, len(plan.example), len(self._rows)):
+            batch = {name: x[at : at + len(self._rows)] for name, x in read.items()}
+            if self._pieces > 1:
+                ids = np.repeat(batch.pop("id"), self._pieces)[self._take]
+                batch = {name: cut(x, self._pieces)[self._take] for name, x in batch.items()}
+                batch["id"] = piece_ids(ids, self._piece)
+            batch = self._examples(batch)
+            yield {name: x for name, x in batch.items() if name != "id"}
 
 
 def _elsewhere(stream: Stream, plan: Plan) -> Plan:
@@ -152,45 +143,54 @@ def _check_extra(extra_rows: int) -> None:
         raise UserError(f"extra_rows: expected 0 or 1 rows from elsewhere for each of a batch, got {extra_rows}")
 
 
-class HostBatches(NamedTuple):
-    """A tf.data.Dataset of tuples of arrays, what the arrays are called, and the errors met, as they were raised:
-    TensorFlow turns them into its own kind, with a graph's traceback."""
+def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None, None]:
+    """The reader's batches 0, 1, ... without end, by tf.data; `close` of the iterator ends its thread. prefetch: groups
+    of batches read ahead of the one that is handed out.
 
-    dataset: tf.data.Dataset
-    names: list[str]
-    failures: list[BaseException]
-
-
-def make_dataset(reader: HostReader, *, prefetch: int) -> HostBatches:
-    """The reader's batches 0, 1, ... without end."""
+    One thread reads. With two, which share Python's lock, a batch takes more CPU time and no less of the clock's.
+    """
     tf = tensorflow()
-    first = reader(0)
-    names, failures = sorted(first), []
+    batch = reader(0)
+    first = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in sorted(batch.items())}
+    n = min(GROUP, max(1, round(GROUP_BYTES / max(1, sum(x.nbytes for x in batch.values())))))
+    failures: list[BaseException] = []
 
-    def read(step):
+    def read(group):
         try:
-            batch = reader(step)
-            _check_shapes(batch, first)
-            return tuple(batch[name] for name in names)
+            out = {name: np.empty((n, *x.shape), x.dtype) for name, x in first.items()}
+            for i, batch in enumerate(reader.batches(group * n, n)):
+                _check_shapes(batch, first)
+                for name, x in out.items():
+                    x[i] = batch[name]
+            return tuple(out.values())
         except BaseException as e:
             failures.append(e)
             raise
 
-    def read_in_graph(step):
-        out = tf.numpy_function(read, [step], [first[n].dtype for n in names], stateful=False)
-        return tuple(tf.ensure_shape(x, first[n].shape) for n, x in zip(names, out, strict=True))
+    def read_in_graph(group):
+        out = tf.numpy_function(read, [group], [x.dtype for x in first.values()], stateful=False)
+        return tuple(tf.ensure_shape(x, (n, *like.shape)) for x, like in zip(out, first.values(), strict=True))
 
     options = tf.data.Options()  # for predictability; none changes the speed measurably
-    options.deterministic = True
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = READERS
+    options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
-    dataset = tf.data.Dataset.range(np.iinfo(np.int64).max)
-    dataset = dataset.map(read_in_graph, num_parallel_calls=READERS, deterministic=True)
-    return HostBatches(dataset.prefetch(prefetch).with_options(options), names, failures)
+    groups = tf.data.Dataset.range(np.iinfo(np.int64).max).map(read_in_graph).prefetch(prefetch).with_options(options)
+
+    def batches():
+        try:
+            for arrays in groups.as_numpy_iterator():
+                for i in range(n):
+                    yield {name: x[i] for name, x in zip(first, arrays, strict=True)}
+        except tf.errors.OpError:
+            if failures:  # as they were raised: TensorFlow turns them into its own kind, with a graph's traceback
+                raise failures[0] from None
+            raise
+
+    return batches()
 
 
-def _check_shapes(batch: Batch, first: Batch) -> None:
+def _check_shapes(batch: Batch, first: dict[str, jax.ShapeDtypeStruct]) -> None:
     for name, expected in first.items():
         got = batch.get(name)
         if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
@@ -205,14 +205,13 @@ class Loader:
     """Iterator of global batches without end. `examples_seen` is where to start to get the next batch again.
 
     One batch is on its way to the devices while the caller works on the one before. `close`, or leaving a `with`, ends
-    the reading threads.
+    the reading thread.
     """
 
     def __init__(self, reader: HostReader, host: HostRows, *, start: int, batch_size: int, prefetch: int):
         self.examples_seen, self._batch_size = start, batch_size
         self._host = host
-        dataset, self._names, self._failures = make_dataset(reader, prefetch=prefetch)
-        self._batches = iter(dataset)
+        self._batches: Generator[Batch, None, None] | None = host_batches(reader, prefetch=prefetch)
         self._ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
 
     def __iter__(self) -> Loader:
@@ -222,20 +221,13 @@ class Loader:
         if self._batches is None:
             raise UserError("loader: expected an open one, got one after close()")
         while len(self._ahead) < 2:
-            self._ahead.append(self._transfer())
+            self._ahead.append(self._host.put(next(self._batches)))
         self.examples_seen += self._batch_size
         return self._ahead.popleft()
 
-    def _transfer(self):
-        try:
-            arrays = next(self._batches)
-        except tensorflow().errors.OpError:
-            if self._failures:
-                raise self._failures[0] from None
-            raise
-        return self._host.put({name: x.numpy() for name, x in zip(self._names, arrays, strict=True)})
-
     def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
         self._batches = None
         self._ahead.clear()
 
@@ -260,10 +252,10 @@ def make_loader(
     """Batches {"tokens": int32 [batch_size * pieces, seq_len / pieces + 1], ...} from example `start` on.
 
     examples: from tokens int32 [n, seq_len+1] and id int64 [n] of some rows to the arrays [n, ...] of a batch; runs in
-        the reading threads, must keep shapes, and must draw randomness from `id` only. "id" itself stays on the host.
+        the reading thread, must keep shapes, and must draw randomness from `id` only. "id" itself stays on the host.
     extra_rows: 1 gives `examples` "other" too, int32 [n, seq_len+1]: for each row one of its source from elsewhere.
     pieces: rows that each example is cut into (`lm.data.ramp`).
-    prefetch: host batches read ahead of the two that are on the devices.
+    prefetch: groups of host batches read ahead of the two batches that are on the devices; see `host_batches`.
     """
     if batch_size < 1 or start < 0:
         raise UserError(f"loader: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")

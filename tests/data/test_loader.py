@@ -41,9 +41,11 @@ def row_keyed(batch):
     return {"tokens": batch["tokens"], "noise": noise.astype(np.float32), "length": (batch["id"] % 7).astype(np.int32)}
 
 
-def test_batches_are_the_rows_of_consecutive_ids(stream):
+@pytest.mark.parametrize("group_bytes", [1, 5 * B * (T + 1) * 4, 2**30])  # 1, 5 and 16 batches at once
+def test_batches_are_the_rows_of_consecutive_ids(stream, monkeypatch, group_bytes):
+    monkeypatch.setattr("lm.data.loader.GROUP_BYTES", group_bytes)
     loader = make_loader(stream, sharding=sharding(), batch_size=B, start=5)
-    for step, tokens in enumerate(take(loader, 70)):  # past PLAN_AHEAD
+    for step, tokens in enumerate(take(loader, 70)):
         assert np.array_equal(tokens, stream.rows(5 + step * B + np.arange(B)))
 
 

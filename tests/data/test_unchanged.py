@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.data import Stream, unchanged
-from lm.data.loader import HostReader, identity, make_loader
+from lm.data.loader import GROUP, HostReader, identity, make_loader
 from lm.data.unchanged import Watch
 from lm.errors import UserError
 
@@ -86,7 +86,7 @@ def test_the_loader_raises_what_the_check_says(live, monkeypatch):
         next(loader)
         replaced(folder / "tokens-00000.bin")
         with pytest.raises(UserError, match=r"b/tokens-00000.bin: expected the file that was opened"):
-            for _ in range(20):  # those that were read ahead
+            for _ in range(5 * GROUP):  # those that were read ahead
                 next(loader)
     with pytest.raises(UserError, match="b/tokens-00000.bin: expected the file that was opened"):
         make_loader(stream, sharding=sharding, batch_size=B)  # before the first batch

@@ -85,7 +85,7 @@ def first_batch(path: Path, tokenizer: Path, batch_size: int, seq_len: int) -> d
     import numpy as np
 
     from lm.data import Stream, open_corpus
-    from lm.data.loader import HostReader, identity, make_dataset
+    from lm.data.loader import HostReader, host_batches, identity
     from lm.data.tf import tensorflow
 
     mark()
@@ -98,7 +98,7 @@ def first_batch(path: Path, tokenizer: Path, batch_size: int, seq_len: int) -> d
     mark()
     rows, start = np.arange(batch_size), STEP * batch_size
     reader = HostReader(stream, rows, batch_size=batch_size, start=start, examples=identity)
-    batches = iter(make_dataset(reader, prefetch=2).dataset)
+    batches = host_batches(reader, prefetch=2)
     try:
         next(batches)
         mark()
@@ -107,7 +107,7 @@ def first_batch(path: Path, tokenizer: Path, batch_size: int, seq_len: int) -> d
             next(batches)
         after = _resident()
     finally:
-        del batches  # one that lives on to the end of Python may wait for a reading thread that cannot go on
+        batches.close()  # one that lives on to the end of Python may wait for a reading thread that cannot go on
     seconds = {f"{part}, s": b - a for part, (a, b) in zip(PARTS, itertools.pairwise(times), strict=True)}
     seconds["all but imports, s"] = times[-1] - times[2]
     return seconds | {

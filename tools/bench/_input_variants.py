@@ -14,7 +14,7 @@ import numpy as np
 from _input_stores import NEWLINE_ID, VOCAB, write_random
 
 from lm.data import Store, Stream
-from lm.data.loader import HostReader, identity, make_dataset
+from lm.data.loader import GROUP, HostReader, host_batches, identity
 from lm.data.store import tokens_name
 from lm.objectives import UL2, Denoising, FillInTheMiddle, MaskedLM, PrefixLM, SpanCorruption, UL2Decoder
 
@@ -110,16 +110,16 @@ def reader(c: Corpus, stream: Stream, examples: Callable = identity) -> HostRead
 
 
 def numpy_rows(c: Corpus, stream: Stream) -> Iterator[Any]:
+    """Without tf.data, as many batches at once as it hands over."""
     read, step = reader(c, stream), 0
     while True:
-        yield read(step)
-        step += 1
+        yield from read.batches(step, GROUP)
+        step += GROUP
 
 
 def batches(c: Corpus, stream: Stream, examples: Callable = identity) -> Iterator[Any]:
     """What a host does before the transfer to its devices."""
-    for arrays in make_dataset(reader(c, stream, examples), prefetch=2).dataset:
-        yield [x.numpy() for x in arrays]
+    return host_batches(reader(c, stream, examples), prefetch=2)
 
 
 def shifted(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
