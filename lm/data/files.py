@@ -10,13 +10,13 @@ import gzip
 import hashlib
 import importlib
 import io
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from lm.data.atomic import open_atomic
 from lm.errors import UserError
 
 COMPRESSED = (".gz", ".zst")
@@ -123,30 +123,25 @@ def copy_file(path: Any, local: Path, size: int, way_out: str, sha256: str | Non
     """From a store (an epath) to `local`, which has its name when it is whole. UserError where it cannot be read or is
     not of this size and, if given, this checksum; it says the way out."""
     local.parent.mkdir(parents=True, exist_ok=True)
-    temporary = local.with_name(f".{local.name}.{os.getpid()}")
     try:
         got, hashed = 0, hashlib.sha256()
-        with path.open("rb") as source, open(temporary, "wb") as f:
+        with path.open("rb") as source, open_atomic(local) as f:
             for chunk in chunks(source, COPY_BYTES):
                 f.write(chunk)
                 got += len(chunk)
                 if sha256 is not None:
                     hashed.update(chunk)
-            f.flush()
-            os.fsync(f.fileno())
-        if got != size:
-            raise UserError(f"{path}: expected {size} bytes, got {got}: it changed or was cut; {way_out}")
-        if sha256 not in (None, hashed.hexdigest()):
-            raise UserError(
-                f"{path}: expected sha256 {str(sha256)[:12]}, got {hashed.hexdigest()[:12]}: it is damaged; {way_out}"
-            )
-        os.replace(temporary, local)
+            if got != size:
+                raise UserError(f"{path}: expected {size} bytes, got {got}: it changed or was cut; {way_out}")
+            if sha256 not in (None, hashed.hexdigest()):
+                raise UserError(
+                    f"{path}: expected sha256 {str(sha256)[:12]}, got {hashed.hexdigest()[:12]}: it is damaged; "
+                    f"{way_out}"
+                )
     except UserError:
         raise
     except Exception as e:  # as in `stage`
         raise UserError(f"{path}: expected to copy it to {local}, got {e}; {way_out}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def chunks(f: IO[bytes], size: int) -> Iterator[bytes]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm.data.atomic import write_atomic
 from lm.data.inspect import length_histogram
-from lm.data.store import Store, write_atomic
+from lm.data.store import Store
 from lm.errors import UserError
 
 if TYPE_CHECKING:

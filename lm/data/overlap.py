@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.data.atomic import write_atomic
 from lm.data.ngrams import WORD, ngram_hashes, word_hashes
 from lm.data.sources import MAX_DOCUMENT_BYTES, Problem, Source
-from lm.data.store import write_atomic
 from lm.errors import UserError
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.atomic import write_atomic
 from lm.data.corpus import Data, digest, made_from, tokenizer_made_from
 from lm.data.schedule import as_phases, mean_weight
 from lm.data.sources import Part
-from lm.data.store import VERSION, dtype_for, write_atomic
+from lm.data.store import VERSION, dtype_for
 from lm.data.tokenizer import SentencePiece, Tokenizer
 from lm.data.work import Reading, ScanJob, TokenizeJob
 

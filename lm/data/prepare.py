@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.atomic import open_atomic, write_atomic
 from lm.data.corpus import (
     Corpus,
     Data,
@@ -46,9 +47,9 @@ from lm.data.progress import Log, Progress, locked
 from lm.data.report import lines, report_of, write_report
 from lm.data.select import Near, Selection, drop_near_duplicates, signatures_path
 from lm.data.sources import Part, stretch_bytes
-from lm.data.store import StoreMeta, docs_name, dtype_for, tokens_name, write_atomic, write_meta
+from lm.data.store import StoreMeta, docs_name, dtype_for, tokens_name, write_meta
 from lm.data.tokenizer import Tokenizer
-from lm.data.work import SPLITS, ScanJob, TokenizeJob, open_atomic
+from lm.data.work import SPLITS, ScanJob, TokenizeJob
 from lm.errors import UserError
 
 

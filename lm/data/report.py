@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.data.atomic import write_atomic
 from lm.data.overlap import Evaluation, Overlap
 from lm.data.select import Near, Selection
-from lm.data.store import write_atomic
 from lm.data.work import DROP, EXAMPLES, SPLITS
 
 

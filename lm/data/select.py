@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.data.atomic import open_atomic
 from lm.data.dedup import NearDuplicates, find_clusters
 from lm.data.sources import Part
-from lm.data.work import DROP, EXAMPLES, TRAIN, VALIDATION, Scan, ScanJob, in_validation, open_atomic
+from lm.data.work import DROP, EXAMPLES, TRAIN, VALIDATION, Scan, ScanJob, in_validation
 from lm.errors import UserError
 
 DUPLICATES, NEAR = "duplicates", "near_duplicates"

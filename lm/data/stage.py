@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm.data.atomic import write_atomic
 from lm.data.files import copy_file
 from lm.data.progress import Log, locked
-from lm.data.store import StoreMeta, parse_meta, shard_files, write_atomic
+from lm.data.store import StoreMeta, parse_meta, shard_files
 from lm.errors import UserError
 
 CACHE = "~/.cache/lm/corpora"

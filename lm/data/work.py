@@ -14,22 +14,22 @@ import heapq
 import io
 import json
 import multiprocessing
-import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.data.atomic import open_atomic, write_atomic
 from lm.data.dedup import NearDuplicates
 from lm.data.literal import use_one_thread
 from lm.data.open_tokenizer import read_prepared
 from lm.data.overlap import load_index
 from lm.data.pool import in_order
 from lm.data.reading import Entry, Reading
-from lm.data.store import Shard, ShardWriter, check_shard_files, temporary_name, write_atomic
+from lm.data.store import Shard, ShardWriter, check_shard_files
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -44,20 +44,6 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION}
 def in_validation(hashes: Any, fraction: float) -> Any:
     """uint64 hash or array of hashes of contents -> bool. The same text is in the same split, in whatever corpus."""
     return hashes < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
-
-
-@contextlib.contextmanager
-def open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that gets its name when the block ends without an error, and goes otherwise."""
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def utf8_size(text: str) -> int:
