@@ -181,8 +181,9 @@ class Store:
         if not 0 <= start <= stop <= self.n_tokens:
             raise UserError(f"{self.path}: expected a range within its {self.n_tokens} tokens, got {start}:{stop}")
         out = np.empty(stop - start, np.int32)
-        self._will_read(np.array([start]), np.array([stop - start]))
-        self._read_across(start, out)
+        if len(out):
+            self._will_read(np.array([start]), np.array([len(out)]))
+            self._read_across(start, out)
         return out
 
     def read_windows(self, starts: np.ndarray, out: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -268,7 +269,7 @@ class Store:
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if stat.st_size else None
 
     def _will_read(self, starts: np.ndarray, lengths: np.ndarray) -> None:
-        """Asks the disk for what is not in memory, all of it at once. Left to itself, the kernel reads from 128 kB to
+        """Asks the disk for what is not in memory, all of it at once, but for ends in a next shard. Left to itself, the kernel reads from 128 kB to
         some MB around each place that is touched, one after another: a hundred times as long for random rows."""
         shards = np.searchsorted(self._token_base, starts, "right") - 1
         begin = (starts - self._token_base[shards]) * self._itemsize

@@ -1,4 +1,5 @@
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -34,6 +35,38 @@ def test_windows_equal_slices_across_shards(tmp_path, length):
     rows, some = np.array([3, 1]), np.zeros((5, length), np.int32)
     store.read_windows(starts[:1].repeat(2), some, rows)
     assert some[[1, 3]].tolist() == [FLAT[starts[0] : starts[0] + length]] * 2 and not some[[0, 2, 4]].any()
+
+
+class Asked:
+    """In place of a memory map: what the kernel is told will be read."""
+
+    def __init__(self):
+        self.bytes = set()
+
+    def madvise(self, advice, start, length):
+        assert advice == mmap.MADV_WILLNEED and start % mmap.PAGESIZE == 0
+        self.bytes |= set(range(start, start + length))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_the_kernel_is_asked_for_the_pages_that_are_read_and_no_others(tmp_path, dtype):
+    """Random rows of a corpus that is not in memory cost one wait for all, and bring in nothing else."""
+    store = write_store(tmp_path, [[[5] * 9000], [], [[6] * 20_000]], dtype=dtype)
+    (size, page), second = (np.dtype(dtype).itemsize, mmap.PAGESIZE), 9002  # the token that opens the second shard
+    reads = {
+        "windows": lambda n: store.read_windows(np.array([second + 7000, 3, 8000]), np.empty((3, n), np.int32)),
+        "pieces": lambda n: store.read_pieces(
+            *np.array([[second + 7000, 3, 8000], [n, n, n]]), np.empty(3 * n, np.int32), np.array([0, n, 2 * n])
+        ),
+        "one": lambda n: [store.read(i, i + n) for i in (second + 7000, 3, 8000)],
+    }
+    for name, read in reads.items():
+        store._maps = [Asked(), Asked()]
+        read(600)
+        wanted = [{i * size // page for i in (*range(3, 603), *range(8000, 8600))}]
+        wanted.append({i * size // page for i in range(7000, 7600)})
+        assert [{i // page for i in m.bytes} for m in store._maps] == wanted, name
+    assert len(store.read(store.n_tokens, store.n_tokens)) == 0
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):

@@ -2,11 +2,12 @@
 
     pip install -e '.[bench]'; python tools/bench/input.py [--json FILE]     # throughput
     python tools/bench/input.py --resume [--json FILE]                       # first batch far in a run, memory
+    python tools/bench/input.py --cold [--json FILE]                         # rows of a store that is not in memory
 
-Random tokens in a temporary folder, page cache hot; what a host does before the device transfer. CPU seconds are of all
-threads of the process and of the worker processes where a variant has some, and of what is read ahead. Variants take
-turns of about a second, and every round reverses their order, so that a busy machine disturbs all alike. Medians with
-the least and the greatest; the ratio to nanoGPT's sampling is a median over rounds. Peers that are not installed are
+Random tokens in a temporary folder, page cache hot (but for --cold); what a host does before the device transfer. CPU
+seconds are of all threads of the process and of the worker processes where a variant has some, and of what is read
+ahead. Variants take turns of about a second, and every round reverses their order, so that a busy machine disturbs all
+alike. Medians with the least and the greatest; the ratio to nanoGPT's sampling is a median over rounds. Peers that are not installed are
 named as such.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import _measure
+from _input_cold import measure_cold, print_cold
 from _input_resume import measure_resume, print_resume
 from _input_variants import Corpus, Variant, variants
 from _measure import Clock, Spread, Time
@@ -115,6 +117,8 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="variants with this in their name")
     parser.add_argument("--resume", action="store_true", help="the first batch far in a run, and memory, instead")
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.25, 4, 100], help="of the stores of --resume")
+    parser.add_argument("--cold", action="store_true", help="a store that is not in memory, instead")
+    parser.add_argument("--cold-gigabytes", type=float, default=4.0, help="of the store of --cold")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args()
     found = _measure.machine(PACKAGES)
@@ -124,6 +128,9 @@ def main() -> None:
         if args.resume:
             results = measure_resume(folder, args.gigabytes, args.batch_size, args.seq_len, args.rounds)
             print_resume(results)
+        elif args.cold:
+            results = measure_cold(folder, args.cold_gigabytes, args.batch_size, args.rounds)
+            print_cold(results)
         else:
             sizes = dict(batch_size=args.batch_size, seq_len=args.seq_len)
             corpus = Corpus.write(folder, n_tokens=args.mtokens * 2**20, n_shards=args.shards, **sizes)
