@@ -269,8 +269,11 @@ class Store:
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if stat.st_size else None
 
     def _will_read(self, starts: np.ndarray, lengths: np.ndarray) -> None:
-        """Asks the disk for what is not in memory, all of it at once, but for ends in a next shard. Left to itself, the kernel reads from 128 kB to
-        some MB around each place that is touched, one after another: a hundred times as long for random rows."""
+        """Asks the disk for what is not in memory, all of it at once, but for ends in a next shard.
+
+        Left to itself, the kernel reads from 128 kB to some MB around each place that is touched, one place after
+        another, which takes a hundred times as long for random rows.
+        """
         shards = np.searchsorted(self._token_base, starts, "right") - 1
         begin = (starts - self._token_base[shards]) * self._itemsize
         end = begin + lengths * self._itemsize

@@ -7,8 +7,8 @@
 Random tokens in a temporary folder, page cache hot (but for --cold); what a host does before the device transfer. CPU
 seconds are of all threads of the process and of the worker processes where a variant has some, and of what is read
 ahead. Variants take turns of about a second, and every round reverses their order, so that a busy machine disturbs all
-alike. Medians with the least and the greatest; the ratio to nanoGPT's sampling is a median over rounds. Peers that are not installed are
-named as such.
+alike. Medians with the least and the greatest; the ratio to nanoGPT's sampling is a median over rounds. Peers that are
+not installed are named as such.
 """
 
 from __future__ import annotations
