@@ -186,7 +186,7 @@ def main() -> None:
         model = folder / "given.model"
         model.write_bytes(tokenizers["unigram"].to_bytes())
         data = Data(
-            path="",
+            path=str(folder / "first"),
             sources={"text": source},
             tokenizer=kinds["unigram"],
             seq_len=1024,
