@@ -15,7 +15,7 @@ from lm.data.dedup import NearDuplicates
 from lm.data.exclude import Exclude, ExcludeDocuments
 from lm.data.files import is_remote
 from lm.data.filters import Filter
-from lm.data.open_tokenizer import open_tokenizer, read_prepared, there
+from lm.data.open_tokenizer import open_tokenizer, prepared_settings, read_prepared, there
 from lm.data.overlap import Overlap
 from lm.data.progress import Log
 from lm.data.ramp import Ramp, Stage
@@ -142,9 +142,19 @@ class Corpus:
 def open_corpus(data: Data, log: Log = print) -> Corpus:
     """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings; and as
     `stage_corpus` for one in an object store. log: of what is copied from there."""
-    if is_remote(data.path):
-        named = [f"{name}/{split}" for name in data.sources for split in splits(data)]
-        data = dataclasses.replace(data, path=str(stage_corpus(data.path, named, cache=data.cache, log=log)))
+    if not is_remote(data.path):
+        return _open(data)
+    named = [f"{name}/{split}" for name in data.sources for split in splits(data)]
+    copy = stage_corpus(data.path, named, cache=data.cache, log=log)
+    try:
+        return _open(dataclasses.replace(data, path=str(copy)))
+    except UserError as e:
+        raise UserError(
+            f"{e} (where that corpus is made; this is the copy of {data.path}: copy it there again and delete this one)"
+        ) from None
+
+
+def _open(data: Data) -> Corpus:
     path = Path(data.path)
     if not (path / "tokenizer.model").is_file():
         raise UserError(f"{path}: expected a prepared corpus, got no tokenizer.model there; run `lm prepare`")
@@ -219,16 +229,7 @@ def check_tokenizer(data: Data, tokenizer: Tokenizer) -> None:
                 "set data.path to another folder or run `lm prepare --force`"
             )
         return
-    settings = path.with_name("tokenizer.json")
-    try:
-        saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
-        if not isinstance(saved, dict):
-            raise ValueError(f"a {type(saved).__name__}")
-    except ValueError as e:
-        raise UserError(
-            f"{settings}: expected the settings of a tokenizer as JSON, got {e}; copy it again or run "
-            "`lm prepare --force`"
-        ) from None
+    saved = prepared_settings(path)
     _same(f"{path}: tokenizer", tokenizer_made_from(data), saved.get("made_from"))
     if saved.get("fingerprint") != tokenizer.fingerprint:
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from lm.data.exclude import Exclude, ExcludeExamples
 from lm.data.files import is_remote
+from lm.data.open_tokenizer import prepared_settings
 from lm.data.ramp import Shape
 from lm.data.stage import find_remote_stores, stage_corpus
 from lm.data.store import Store
@@ -138,7 +139,8 @@ def stats(stores: Mapping[str, Store]) -> str:
 
 def verify(stores: Mapping[str, Store]) -> Iterator[str]:
     """Reads every file of every store and yields a line when one is done. UserError names the first file whose checksum
-    is not that of meta.json; and the corpus's tokenizer.model, where there is one, if the store was made with another.
+    is not that of meta.json; and the corpus's tokenizer.model and tokenizer.json, where there are any, if the store was
+    made with another.
     """
     for name, store in stores.items():
         _check_tokenizer(store)
@@ -157,4 +159,10 @@ def _check_tokenizer(store: Store) -> None:
         raise UserError(
             f"{tokenizer}: expected sha256 {store.meta.tokenizer[:12]} as {store.path} was made with, got {got[:12]}; "
             "copy it again or run `lm prepare --force`"
+        )
+    saved = prepared_settings(tokenizer)
+    if saved and saved.get("fingerprint") != got:
+        raise UserError(
+            f"{tokenizer.with_name('tokenizer.json')}: expected fingerprint {got[:12]}, of the tokenizer.model beside "
+            f"it, got {str(saved.get('fingerprint'))[:12]}; copy it again or run `lm prepare --force`"
         )

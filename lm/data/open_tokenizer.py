@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -44,6 +45,22 @@ def _epath(path: str | Path) -> epath.Path:
 def read_prepared(path: Path) -> Tokenizer:
     """The tokenizer.model of a prepared corpus."""
     return from_bytes(path.read_bytes(), str(path), literal=True)
+
+
+def prepared_settings(path: Path) -> dict[str, Any]:
+    """What the tokenizer.model of a prepared corpus was made from, and its fingerprint, by the tokenizer.json beside
+    it: {} where there is none, as with one that was made elsewhere."""
+    settings = path.with_name("tokenizer.json")
+    try:
+        saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
+        if not isinstance(saved, dict):
+            raise ValueError(f"a {type(saved).__name__}")
+    except ValueError as e:
+        raise UserError(
+            f"{settings}: expected the settings of a tokenizer as JSON, got {e}; copy it again or run "
+            "`lm prepare --force`"
+        ) from None
+    return saved
 
 
 def check_documents(tokenizer: Tokenizer) -> None:

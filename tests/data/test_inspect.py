@@ -341,3 +341,25 @@ def test_verify_refuses_a_tokenizer_that_the_store_was_not_made_with(tmp_path, t
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.to_bytes() + b"\0")
     with pytest.raises(UserError, match=f"^{tmp_path}/tokenizer.model: expected sha256 "):
         list(inspect.verify(inspect.find_stores(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"fingerprint": "0123456789abcdef"}', "expected fingerprint .*, got 0123456789ab; copy it again"),
+        ("{}", None),  # of a tokenizer that was made elsewhere
+        ('{"made_from": {}}', "expected fingerprint .*, got None; copy it again"),
+        ('{"fingerprint"', "expected the settings of a tokenizer as JSON"),
+        ("[]", "expected the settings of a tokenizer as JSON, got a list"),
+    ],
+)
+def test_verify_reads_the_settings_of_the_tokenizer(tmp_path, tokenizer, settings, message):
+    write_store(tmp_path / "a" / "train", [[[5, 6]]], tokenizer=tokenizer.fingerprint)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.to_bytes())
+    (tmp_path / "tokenizer.json").write_text(settings)
+    stores = inspect.find_stores(tmp_path)
+    if message is None:
+        assert len(list(inspect.verify(stores))) == 1
+        return
+    with pytest.raises(UserError, match=f"^{tmp_path}/tokenizer.json: {message}"):
+        list(inspect.verify(stores))

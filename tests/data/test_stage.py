@@ -200,6 +200,15 @@ def test_what_is_no_prepared_corpus_says_how_to_make_one(corpus, far):
         open_corpus(corpus, lambda line: None)
 
 
+def test_a_copy_that_does_not_fit_the_config_says_what_it_is_a_copy_of(corpus):
+    open_corpus(corpus, lambda line: None)
+    other = dataclasses.replace(corpus, invalid_utf8="error")
+    with pytest.raises(
+        UserError, match=rf"expected invalid_utf8='error'.*; this is the copy of {URL}: copy it there again"
+    ):
+        open_corpus(other, lambda line: None)
+
+
 def test_corpora_of_one_name_do_not_meet():
     folders = {cache_folder(url, "c") for url in ("gs://a/mix", "gs://b/mix", "gs://b/mix/", "s3://b/mix")}
     assert len(folders) == 3 and all(f.name.startswith("mix-") for f in folders)
