@@ -42,7 +42,7 @@ class Parquet(Fielded, Files):
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
                 yield from _rows(self, part.path, n, batch, max_bytes)
                 n += batch.num_rows
-        except (OSError, pyarrow().ArrowException) as e:
+        except (OSError, pyarrow().ArrowException, UnicodeDecodeError) as e:
             yield Problem("unreadable", unreadable(part.path, _one_line(e)))
 
 
@@ -67,16 +67,16 @@ class _Batches(Fielded, Checked):
         try:
             # Batches are mapped, not read: to pass over those of other parts costs their headers.
             for i, batch in enumerate(_batches(part.path)):
-                _check_again(part)
-                if i >= part.stop:
+                if i >= part.stop > 0:
                     return
-                if i >= part.start:
+                if part.start <= i < part.stop:
                     columns = _columns(self, part.path, batch.schema)
                     batch = batch.select(columns)
                     for at in range(0, batch.num_rows, BATCH_ROWS):
                         yield from _rows(self, part.path, n + at, batch[at : at + BATCH_ROWS], max_bytes)
                 n += batch.num_rows
-        except (OSError, pyarrow().ArrowException) as e:
+            _check_again(part)  # only here: what was wrong with it may come after batches that are whole
+        except (OSError, pyarrow().ArrowException, UnicodeDecodeError) as e:
             yield Problem("unreadable", unreadable(part.path, _one_line(e)))
 
 
@@ -107,7 +107,7 @@ class HFDataset(_Batches):
     def _files(self) -> list[Path]:
         folder = Path(self.path)
         if (folder / "dataset_dict.json").is_file():
-            splits = _read_json(folder / "dataset_dict.json").get("splits", [])
+            splits = _strings(_read_json(folder / "dataset_dict.json").get("splits"), folder / "dataset_dict.json")
             if self.split not in splits:
                 raise UserError(
                     f"{folder}: expected one of its splits {splits}, got {self.split!r}"
@@ -127,7 +127,8 @@ class HFDataset(_Batches):
             raise UserError(
                 f"{folder}: expected rows in their order, got an index over them; save it again after flatten_indices()"
             )
-        files = [folder / f["filename"] for f in state.get("_data_files") or ()]
+        named = [f.get("filename") if isinstance(f, dict) else f for f in state.get("_data_files") or ()]
+        files = [folder / f for f in _strings(named, folder / "state.json")]
         for file in files:
             if not file.is_file():
                 raise UserError(
@@ -173,6 +174,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _strings(found: Any, path: Path) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise UserError(f"{path}: expected names as datasets wrote them, got {found!r}; copy it again")
+    return found
+
+
 def _stretches(path: str, sizes: list[int], part_bytes: int) -> list[Part]:
     """Parts of whole units, each of about `part_bytes`."""
     parts, start, held = [], 0, 0
@@ -193,10 +200,36 @@ def _columns(source: Fielded, path: str, schema: Any) -> list[str]:
             raise UserError(
                 f"{path}: expected a column {name!r}, got {schema.names}; set {type(source).__name__}(field=...)"
             )
+        if schema.names.count(name) > 1:
+            raise UserError(
+                f"{path}: expected one column {name!r}, got {schema.names.count(name)}; rename all but one, or set "
+                f"{type(source).__name__}(field=...)"
+            )
         columns[name] = None
     return list(columns)
 
 
 def _rows(source: Fielded, path: str, n: int, batch: Any, max_bytes: int) -> Iterator[Document | Problem]:
-    for i, record in enumerate(batch.to_pylist(), n + 1):
+    try:
+        records = batch.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not check its strings: what to do about it is not this module's to say
+        columns = [_with_bytes(column) for column in batch.columns]
+        records = pyarrow().RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
+    for i, record in enumerate(records, n + 1):
         yield source._entry(record, f"row {i}", functools.partial("{}: row {}".format, path, i), max_bytes)
+
+
+def _with_bytes(column: Any) -> Any:
+    if pyarrow().types.is_dictionary(column.type):
+        return _with_bytes(column.dictionary).take(column.indices)
+    return column.cast(_as_bytes(column.type))
+
+
+def _as_bytes(kind: Any) -> Any:
+    """The type with the bytes of its strings in their place, inside objects too."""
+    pa = pyarrow()
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(i).with_type(_as_bytes(kind.field(i).type)) for i in range(kind.num_fields)])
+    if pa.types.is_string(kind):
+        return pa.binary()
+    return pa.large_binary() if pa.types.is_large_string(kind) else kind

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,13 @@ from typing import IO
 def temporary_name(path: Path) -> Path:
     """Where what will be `path` is written: beside it, under a name that no other process on any host takes."""
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+
+
+def remove_temporary(paths: Iterable[Path]) -> None:
+    """Removes those of the paths that are temporary: a killed process left them. Only where no other writes now."""
+    for path in paths:
+        if re.fullmatch(r"\..+\..+\.\d+", path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,10 @@ class NearDuplicates:
 
     ngram: words to a shingle. threshold: Jaccard similarity of the sets of shingles, as the signatures estimate it (of
     120 values: +-0.04 at 0.8), from which two documents are near. bands, rows: of the signature; a pair of similarity s
-    is compared with a chance of 1 - (1 - s^rows)^bands: 0.998 at 0.8 and 0.27 at 0.5 by default. Documents of fewer
-    words than `ngram` are one shingle; those without words are left alone.
+    meets in a bucket with a chance of 1 - (1 - s^rows)^bands: 0.998 at 0.8 and 0.27 at 0.5 by default. In a bucket each
+    document is compared with the first of each kind, and what is near that one with no other: of three, of which the
+    first is near the second and the second near the third, the third may stay. Documents of fewer words than `ngram`
+    are one shingle; those without words are left alone.
     """
 
     ngram: int = 5
@@ -61,7 +63,7 @@ class NearDuplicates:
 
 class Clusters(NamedTuple):
     """first int64 [n]: for each document the first of its cluster, itself where it is alone or the first. n_cut:
-    buckets in which more than MAX_KINDS kinds met, so that not all pairs were compared."""
+    buckets in which more than MAX_KINDS kinds met, so that not all kinds were compared."""
 
     first: np.ndarray
     n_cut: int

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib
 import io
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -75,12 +76,15 @@ def is_remote(pattern: str) -> bool:
     return "://" in pattern
 
 
-def find(pattern: str, cache: Path | None) -> list[Path]:
-    """Files that match a glob (`**` included), by name. Of a remote glob: what `stage` has put into `cache`."""
+def find(pattern: str, cache: Path | None, *, refuse_dead_links: bool = False) -> list[Path]:
+    """Files that match a glob (`**` included), by name. Of a remote glob: what `stage` has put into `cache`.
+
+    refuse_dead_links: UserError for a match that is a link to nothing, which would be text that nobody misses.
+    """
     if is_remote(pattern):
         root, inner = _split(pattern)
         return [] if cache is None else _files(str(_staged(cache, root) / inner))
-    return _files(pattern)
+    return _files(pattern, refuse_dead_links)
 
 
 def stage(pattern: str, cache: Path, log: Callable[[str], None]) -> None:
@@ -149,8 +153,42 @@ def chunks(f: IO[bytes], size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _files(pattern: str) -> list[Path]:
-    return sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+def _files(pattern: str, refuse_dead_links: bool = False) -> list[Path]:
+    found = sorted(set(map(Path, _matches(pattern))))
+    for path in found:
+        if refuse_dead_links and path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: expected a file, got a link to {os.readlink(path)}, where none is; mend the link")
+    return [p for p in found if p.is_file()]
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """As glob.glob(recursive=True), but for links to a folder above them: glob follows those round and round, each
+    file 40 times, and of two such links never ends."""
+    if pattern.rpartition("/")[2] == "**":
+        pattern += "/*"
+    above, stars, below = f"/{pattern}".partition("/**/")
+    if not stars:
+        yield from glob.iglob(pattern)
+        return
+    roots = glob.iglob(above[1:]) if above[1:] else ["/" if pattern.startswith("/") else ""]
+    for root in roots:
+        for folder in _folders(root, tuple(map(str, Path(os.path.realpath(root)).parents))):
+            yield from _matches(os.path.join(glob.escape(folder), below))
+
+
+def _folders(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """A folder and all below it, but for hidden ones. above: the real paths of those it is in or was reached by."""
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(folder or "."):
+        return
+    yield folder
+    try:
+        names = sorted(os.listdir(folder or "."))
+    except OSError:  # as glob
+        return
+    for name in names:
+        if not name.startswith(".") and os.path.isdir(inner := os.path.join(folder, name)):
+            yield from _folders(inner, (*above, real))
 
 
 def _split(pattern: str) -> tuple[str, str]:

@@ -132,7 +132,11 @@ def _bad_words(path: str) -> re.Pattern[str]:
     """Whole words and phrases; in scripts without spaces, anywhere."""
     if not Path(path).is_file():
         raise UserError(f"C4.bad_words: expected a file with a word a line, got nothing at {path}; fetch or drop it")
-    listed = sorted({w.strip().lower() for w in Path(path).read_text(encoding="utf-8").splitlines()} - {""})
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first word
+    except UnicodeDecodeError as e:
+        raise UserError(f"C4.bad_words: expected UTF-8, got {e} in {path}; convert it") from None
+    listed = sorted({w.strip().lower() for w in text.splitlines()} - {""})
     if not listed:
         raise UserError(f"C4.bad_words: expected a word a line, got none in {path}; fetch or drop it")
     spaced = [re.escape(w) for w in listed if not UNSPACED.search(w)]

@@ -93,7 +93,7 @@ def scan_jobs(data: Data, plan: Plan) -> dict[str, list[ScanJob]]:
     for name, named in plan.shards.items():
         work = Path(data.path, name, "work")
         work.mkdir(parents=True, exist_ok=True)
-        wanted = sample_bytes * share[name] / max(1, sum(share.values()))
+        wanted = sample_bytes * share[name] / (sum(share.values()) or 1)  # all files may be empty
         jobs[name] = []
         for i, parts in enumerate(named):
             sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.atomic import open_atomic, write_atomic
+from lm.data.atomic import open_atomic, remove_temporary, write_atomic
 from lm.data.corpus import (
     Corpus,
     Data,
@@ -38,7 +38,7 @@ from lm.data.corpus import (
     tokenizer_made_from,
 )
 from lm.data.files import is_remote
-from lm.data.hosts import Team, help_prepare, remove_work, unfinished, wait
+from lm.data.hosts import Team, help_prepare, is_finished, remove_work, unfinished, wait
 from lm.data.open_tokenizer import open_tokenizer, read_prepared
 from lm.data.overlap import Evaluation, OverlapIndex, read_evaluation
 from lm.data.plan import PLAN, Plan, in_one, scan_jobs, settings, tokenize_job, with_threads
@@ -60,9 +60,9 @@ def prepare(
     in an object store is only opened.
 
     force: deletes and makes again the tokenizer and the sources of `data`. progress: a bar on a terminal, else a line
-    now and then by `log`. A second process waits for the first. host, hosts: which of how many that share `data.path`
-    and see the raw data under the same paths; the result does not depend on it. UserError as `open_corpus`, and for raw
-    data that is missing, empty, unreadable or changed.
+    now and then by `log`. A second process waits for the first. A finished corpus may be read-only. host, hosts: which
+    of how many that share `data.path` and see the raw data under the same paths; the result does not depend on it.
+    UserError as `open_corpus`, and for raw data that is missing, empty, unreadable or changed.
     """
     path, team = Path(data.path), Team(host=host, hosts=hosts)
     if is_remote(data.path):
@@ -81,6 +81,11 @@ def prepare(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"data.path: expected a folder that can be made, got {e}; name another") from None
+    writable = all(os.access(p, os.W_OK) for p in (path, path / "lock") if p.exists())
+    if not writable and not force and is_finished(data):  # nothing to do, and no lock to take
+        for name in data.sources:
+            check_raw(data, name)
+        return open_corpus(data)
     with (
         locked(path / f".lock-{host}", log) if hosts > 1 else contextlib.nullcontext(),
         locked(path / "lock", log, shared=hosts > 1),
@@ -89,6 +94,9 @@ def prepare(
         if host:
             help_prepare(data, team, workers, Progress(progress, log), log)
             return open_corpus(data)
+        for folder in (path, *(path / name for name in data.sources)):
+            remove_temporary(folder.glob(".*"))  # of host 0: others write only to work and the splits
+        remove_temporary((path / "raw").rglob(".*"))
         if force:
             _remove(data)
         todo = [n for n in data.sources if not all((path / n / s / "meta.json").is_file() for s in splits(data))]
@@ -193,11 +201,13 @@ def _drop_near_duplicates(data: Data, selections: dict[str, Selection], log: Log
 def _shards(parts: list[Part]) -> list[tuple[Part, ...]]:
     """Consecutive parts, joined until a shard is worth its file."""
     shards: list[list[Part]] = [[]]
-    enough = stretch_bytes(sum(p.n_bytes for p in parts))
+    enough, held = stretch_bytes(sum(p.n_bytes for p in parts)), 0
     for part in parts:
-        if sum(p.n_bytes for p in shards[-1]) >= enough:
+        if held >= enough:
             shards.append([])
+            held = 0
         shards[-1].append(part)
+        held += part.n_bytes
     return [tuple(s) for s in shards]
 
 

@@ -19,10 +19,18 @@ Log = Callable[[str], None]
 def locked(path: Path, log: Log, *, shared: bool = False, what: str = "prepares this folder") -> Iterator[None]:
     """Waits for the process that holds the file. The kernel frees it when that one ends, however it ends.
 
-    shared: together with others that share it. what: they do. UserError for a file system without locks.
+    shared: together with others that share it. what: they do. UserError for a file system without locks, and where the
+    file cannot be written.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with open(path, "a+") as f:
+    try:
+        file = open(path, "a+")
+    except OSError as e:
+        raise UserError(
+            f"{path}: expected a file that can be written, got {e.strerror}; change its permissions, or choose another "
+            "folder"
+        ) from None
+    with file as f:
         try:
             fcntl.flock(f, kind | fcntl.LOCK_NB)
         except BlockingIOError:

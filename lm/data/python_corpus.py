@@ -136,6 +136,12 @@ def record_parts(builder: tfds.core.DatasetBuilder, split: str, *fields: str) ->
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as e:
         raise UserError(f"{name}: expected a split of {sorted(builder.info.splits)}, got {split!r} ({e})") from None
+    for i in instructions:
+        if not os.path.isfile(i.filename):
+            raise UserError(
+                f"{i.filename}: expected it as the dataset_info.json beside it says, got nothing there; copy it again "
+                f"or delete {os.path.dirname(i.filename)}, to build it anew"
+            )
     parts, part_bytes = [], stretch_bytes(sum(os.path.getsize(i.filename) for i in instructions))
     for i in instructions:
         n = i.examples_in_shard if i.take == -1 else i.take

@@ -5,6 +5,7 @@ Reads framing, and the one bytes feature asked for. Checks lengths, not CRC32C.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,14 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 def read_records(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Records [start, stop) of a TFRecord file: u64 length, u32 crc, data, u32 crc. UserError where it is cut."""
     with open(path, "rb") as f:
-        i = 0
+        i, most = 0, os.fstat(f.fileno()).st_size
         while stop is None or i < stop:
             header = f.read(12)
             if not header and stop is None:
                 return
             size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else -1
+            if size > most:  # damaged: nothing to ask memory for
+                size = -1
             if i < start and size >= 0:
                 f.seek(size + 4, 1)
             else:

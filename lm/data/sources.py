@@ -122,7 +122,7 @@ class Files(Checked):
         return [[str(p), s.st_size, s.st_mtime_ns] for p in find(self.glob, None) for s in [p.stat()]] or None
 
     def parts(self, cache: Path) -> list[Part]:
-        paths = find(self.glob, cache)
+        paths = find(self.glob, cache, refuse_dead_links=True)
         if not paths:
             raise UserError(f"{self.glob}: expected files, got no match in {Path.cwd()}; check the glob")
         sizes = [path.stat().st_size for path in paths]
@@ -269,23 +269,29 @@ class _Records(Checked):
         return one_field("text")
 
     def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
-        template = self._template()
-        for i, record in enumerate(read_records(part.path, part.start, part.stop), part.start):
+        try:
+            for i, record in enumerate(read_records(part.path, part.start, part.stop), part.start):
+                yield self._document(part, i, record, max_bytes)
+        except UserError as e:
+            yield Problem("unreadable", str(e))
+        except OSError as e:
+            yield Problem("unreadable", unreadable(part.path, e))
+
+    def _document(self, part: Part, i: int, record: bytes, max_bytes: int) -> Document | Problem:
+        template, at = self._template(), f"{part.path}: record {i}"
+        try:
             features = {field: bytes_feature(record, field.replace(".", "/")) for field in template.fields}
-            lacking = [field for field, raw in features.items() if raw is None]
-            if lacking:
-                what = f"{part.path}: record {i}: expected bytes in feature {lacking[0]!r}, got none; build it again"
-                yield Problem("missing_field", what)
-                continue
-            if len(features) == 1 and len(template.pieces) == 1:
-                raw = features[template.fields[0]] or b""
-            else:
-                raw = str(template.fill(features)).encode("utf-8", errors="surrogateescape")
-            yield (
-                Document(f"record {i}", raw)
-                if len(raw) <= max_bytes
-                else _too_long(f"{part.path}: record {i}", max_bytes)
-            )
+        except (UserError, IndexError):
+            return Problem("unreadable", f"{at}: expected a tf.train.Example, got other bytes; build it again")
+        lacking = [field for field, raw in features.items() if raw is None]
+        if lacking:
+            what = f"{at}: expected bytes in feature {lacking[0]!r}, got none; build it again"
+            return Problem("missing_field", what)
+        if len(features) == 1 and len(template.pieces) == 1:
+            raw = features[template.fields[0]] or b""
+        else:
+            raw = str(template.fill(features)).encode("utf-8", errors="surrogateescape")
+        return Document(f"record {i}", raw) if len(raw) <= max_bytes else _too_long(at, max_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

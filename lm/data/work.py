@@ -175,21 +175,26 @@ class ScanJob:
 
 
 class _Sample:
-    """Excerpts of least rank, up to about `n_bytes`: any order of the documents finds the same."""
+    """Different excerpts of least rank, up to about `n_bytes`: any order of the documents finds the same. One that
+    repeats is held once: thousands of copies of a document would leave no room for others."""
 
     def __init__(self, n_bytes: int):
         self._n_bytes, self._held = n_bytes, 0
         self._heap: list[tuple[int, str]] = []  # of (-rank, excerpt)
+        self._ranks: set[int] = set()  # of those in the heap: the hash of the text decides it
 
     def add(self, text: str, hash_: int) -> None:
         for at in range(0, len(text), EXCERPT_CHARS):
             rank = (hash_ ^ at * 0x9E3779B97F4A7C15) * 0xD1B54A32D192ED03 % 2**64
-            if self._held < self._n_bytes or rank < -self._heap[0][0]:
+            if rank not in self._ranks and (self._held < self._n_bytes or rank < -self._heap[0][0]):
+                self._ranks.add(rank)
                 excerpt = text[at : at + EXCERPT_CHARS]
                 heapq.heappush(self._heap, (-rank, excerpt))
                 self._held += len(excerpt.encode())
                 while self._held - len(self._heap[0][1].encode()) >= self._n_bytes:
-                    self._held -= len(heapq.heappop(self._heap)[1].encode())
+                    dropped, excerpt = heapq.heappop(self._heap)
+                    self._ranks.remove(-dropped)
+                    self._held -= len(excerpt.encode())
 
     def excerpts(self) -> list[str]:
         return [text for _, text in sorted(self._heap, reverse=True)]
@@ -229,6 +234,7 @@ class TokenizeJob:
         return True
 
     def run(self) -> None:
+        self.out.unlink(missing_ok=True)  # of other files under the names that are written now
         tokenizer = _tokenizer(self.tokenizer, self.tokenizer.stat().st_mtime_ns)
         with np.load(self.scan) as z:
             hashes, codes = z["hashes"].tolist(), z["codes"]

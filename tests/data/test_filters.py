@@ -91,6 +91,11 @@ def test_c4_bad_words_are_whole_words_but_in_scripts_without_spaces(tmp_path):
         assert (reason(f, "\n".join([LINE] * 3 + [added])) == "c4.bad_word") == bad, added
     with pytest.raises(ValueError, match="bad_words: expected a file with a word a line, got nothing at"):
         C4(bad_words=f"{tmp_path}/none").apply(LINE)
+    path.write_bytes("\ufeffdarn\n".encode())
+    assert reason(C4(bad_words=str(path.rename(tmp_path / "marked.txt"))), "\n".join([LINE] * 3 + ["darn"]))
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="bad_words: expected UTF-8, got .* in .*latin; convert it"):
+        C4(bad_words=f"{tmp_path}/latin").apply(LINE)
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ValueError, match="bad_words: expected a word a line, got none in"):
         C4(bad_words=f"{tmp_path}/empty").apply(LINE)

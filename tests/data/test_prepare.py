@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lm.data import C4, Data, Jsonl, Length, NearDuplicates, Overlap, SentencePiece, Text, open_corpus, prepare
+from lm.data.plan import Plan, scan_jobs
 from lm.data.work import Reading, ScanJob
 
 from .conftest import sample_texts
@@ -592,3 +593,53 @@ def test_preparing_settings_are_checked(make):
     ):
         with pytest.raises(ValueError, match=message):
             make(**kw)
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path, make):
+    write_jsonl(tmp_path / "raw", sample_texts(100))
+    left = [".tokenizer.model.host.7", "main/.near.u32.a.host.8", "raw/main/gs/b/.a.jsonl.gz.host.9"]
+    for name in left:
+        (tmp_path / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "corpus" / name).write_bytes(b"half")
+    (tmp_path / "corpus/.mine").write_bytes(b"")
+    quiet(make())
+    assert not any((tmp_path / "corpus" / name).exists() for name in left)
+    assert (tmp_path / "corpus/.mine").exists()
+
+
+def test_copies_of_a_document_leave_room_for_others_in_the_tokenizers_sample(tmp_path):
+    texts = sample_texts(300)
+    for copied in texts[:8]:  # of high and low rank
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in [copied] * 500 + texts))
+        source = Jsonl(glob=f"{tmp_path}/a.jsonl")
+        reading = Reading(source=source, parts=tuple(source.parts(tmp_path)), invalid_utf8="replace")
+        job = ScanJob(reading=reading, sample_bytes=20_000, validation_fraction=0.0, out=tmp_path / "scan.npz")
+        job.run()
+        sample = job.result().sample
+        assert len(set(sample)) == len(sample) and 20_000 <= sum(len(t.encode()) for t in sample) < 21_000
+
+
+def test_weights_need_not_add_up_to_one_for_the_tokenizers_sample(tmp_path, make):
+    write_jsonl(tmp_path / "raw", sample_texts(10))
+    sources = {name: Jsonl(glob=f"{tmp_path}/raw/*.jsonl") for name in "ab"}
+    tokenizer = SentencePiece(kind="bpe", vocab_size=400, train_bytes=1000)
+    for scale in (0.001, 0.25, 10.0):
+        data = make(sources=sources, tokenizer=tokenizer, weights={"a": 3 * scale, "b": scale})
+        shards = {name: [tuple(source.parts(tmp_path))] for name, source in sources.items()}
+        plan = Plan(settings={}, shards=shards, raw=dict.fromkeys(sources), index=None)
+        assert [job.sample_bytes for jobs in scan_jobs(data, plan).values() for job in jobs] == [750, 250]
+
+
+def test_a_finished_corpus_may_be_read_only(tmp_path, make, monkeypatch):
+    write_jsonl(tmp_path / "raw", sample_texts(100))
+    first = quiet(make())
+    lock = tmp_path / "corpus/lock"
+    lock.unlink()
+    lock.mkdir()  # what root, who runs tests, cannot write either
+    with pytest.raises(ValueError, match="corpus/lock: expected a file that can be written, got Is a"):
+        quiet(make())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert quiet(make()).fingerprint == first.fingerprint
+    write_jsonl(tmp_path / "raw", sample_texts(90))
+    with pytest.raises(ValueError, match="a file was added, removed or changed"):
+        quiet(make())

@@ -3,8 +3,10 @@ import gzip
 import json
 import re
 import sys
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -111,6 +113,22 @@ def test_identity_follows_the_files(tmp_path):
     assert before == source.identity()
     (tmp_path / "b.txt").write_text("b")
     assert source.identity() != before
+
+
+def test_links_to_folders_above_are_not_followed_and_links_to_nothing_are_refused(tmp_path):
+    for name in "ab":
+        (tmp_path / f"t/{name}").mkdir(parents=True)
+        (tmp_path / f"t/{name}/x.txt").write_text(name)
+        (tmp_path / f"t/{name}/up").symlink_to("..")  # two of them: paths without end
+    (tmp_path / "t/other").symlink_to("a")
+    for glob in (f"{tmp_path}/**/*.txt", f"{tmp_path}/t/**"):
+        assert raws(Text(glob=glob), tmp_path) == [b"a", b"b", b"a"]
+    assert raws(Text(glob=f"{tmp_path}/**/b/**/x.txt"), tmp_path) == [b"b"]
+    (tmp_path / "t/y.txt").symlink_to("gone")
+    source = Text(glob=f"{tmp_path}/t/*.txt")
+    with pytest.raises(ValueError, match="t/y.txt: expected a file, got a link to gone, where none is; mend"):
+        source.parts(tmp_path)
+    assert source.identity() is None
 
 
 def test_records_are_read_as_tensorflow_writes_them(tmp_path):
@@ -354,8 +372,6 @@ TEMPLATE = "{q}\n{a.t} {a.n}"
 
 
 def write_columns(folder, records=RECORDS):
-    import pyarrow.parquet as pq
-
     table = pa.Table.from_pylist(records)
     pq.write_table(table, folder / "a.parquet", row_group_size=37)
     with pa.ipc.new_file(folder / "a.arrow", table.schema) as w:
@@ -395,6 +411,50 @@ def test_columns_name_what_they_cannot_use(tmp_path):
             raws(kind(glob=f"{tmp_path}/cut.{name}"), tmp_path)
         skipped = entries(kind(glob=f"{tmp_path}/*{name}"), tmp_path)
         assert ["unreadable"] in skipped and "x" in skipped  # and the files beside it are read
+
+
+def test_strings_of_columns_that_are_no_utf8_pass_as_bytes(tmp_path):
+    raw, ends = [b"a\xff", b"whole", "é".encode()], b"".join(n.to_bytes(4, "little") for n in (0, 2, 7, 9))
+    strings = pa.StringArray.from_buffers(3, pa.py_buffer(ends), pa.py_buffer(b"".join(raw)))
+    inside = pa.StructArray.from_arrays([strings, pa.array([1, 2, 3])], ["t", "n"])
+    table = pa.table({"text": strings, "large": strings.cast(pa.large_string()), "a": inside})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as w:
+        w.write_table(table)
+    for kind, name in ((Parquet, "a.parquet"), (Arrow, "a.arrow")):
+        for field in ("text", "large", "a.t"):
+            assert raws(kind(glob=f"{tmp_path}/{name}", field=field), tmp_path) == raw
+        joined = raws(kind(glob=f"{tmp_path}/{name}", template="{a.n}{text}"), tmp_path)
+        assert joined == [b"1" + raw[0], b"2" + raw[1], b"3" + raw[2]]
+
+
+def test_strings_held_once_that_are_no_utf8_pass_as_bytes_or_stand_as_a_problem(tmp_path):
+    strings = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    shared = pa.DictionaryArray.from_arrays(pa.array([0, 0]), strings)
+    inside = pa.StructArray.from_arrays([shared], ["t"])
+    table = pa.table({"text": shared, "a": inside})
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as w:
+        w.write_table(table)
+    assert raws(Arrow(glob=f"{tmp_path}/a.arrow"), tmp_path) == [b"\xff", b"\xff"]
+    assert entries(Arrow(glob=f"{tmp_path}/a.arrow", field="a.t"), tmp_path) == [["unreadable"]]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as w:
+        w.write_table(table)
+    for kind, name in ((Parquet, "a.parquet"), (Arrow, "a.arrow")):
+        with pytest.raises(ValueError, match=f"{name}: expected one column 'text', got 2; rename"):
+            raws(kind(glob=f"{tmp_path}/{name}"), tmp_path)
+
+
+def test_a_stream_that_is_cut_says_what_is_wrong_with_it(tmp_path):
+    write_columns(tmp_path)
+    whole = (tmp_path / "b.arrow").read_bytes()
+    (tmp_path / "b.arrow").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="b.arrow: expected a whole file, got Expected to .* read"):
+        raws(Arrow(glob=f"{tmp_path}/b.arrow"), tmp_path)
 
 
 def test_a_saved_dataset_is_read_by_its_own_list_of_files(tmp_path):
@@ -460,3 +520,27 @@ def test_tfds_fills_a_template(tiny, tmp_path):
     texts = raws(Tfds(name="tiny_texts", split="test", data_dir=folder), tmp_path)
     labels = raws(Tfds(name="tiny_texts", split="test", field="t.en", data_dir=folder), tmp_path)
     assert raws(source, tmp_path) == [b": ".join(pair) for pair in zip(labels, texts)] and len(texts) == 20
+
+
+def test_damaged_records_of_tfds_stand_in_their_place(tmp_path):
+    builder = TinyTexts(data_dir=str(tmp_path), file_format="tfrecord")
+    builder.download_and_prepare()
+    source = Tfds(name="tiny_texts", split="test", data_dir=str(tmp_path))
+    first = source.parts(tmp_path)[0]
+    whole, path = Path(first.path).read_bytes(), Path(first.path)
+    n = len(list(source.read(first)))
+    size = int.from_bytes(whole[:8], "little")
+    for damaged, texts in (
+        (whole[:size], 0),
+        (b"\xff" * 8 + whole[8:], 0),
+        (whole[:12] + b"\xff" * size + whole[12 + size :], n - 1),
+    ):
+        path.write_bytes(damaged)
+        found = list(source.entries(first, 1000))
+        assert [e.reason for e in found if isinstance(e, Problem)] == ["unreadable"] and len(found) == texts + 1
+        with pytest.raises(ValueError, match=f"{path.name}: (record 0: )?expected"):
+            list(source.read(first))
+    path.unlink()
+    assert [e.reason for e in source.entries(first, 1000)] == ["unreadable"]
+    with pytest.raises(ValueError, match=f"{path.name}: expected it as the dataset_info.json beside it says"):
+        source.parts(tmp_path)
