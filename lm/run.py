@@ -116,7 +116,8 @@ class Position(NamedTuple):
 def position(workdir: str | Path, step: int) -> Position:
     """After `step` steps of the run in `workdir`, by the checkpoints before and after, and else by its config.
 
-    UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step.
+    UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step. Nor
+    do they tell then how large the batch is that begins at the first of them.
     """
     workdir = Path(workdir)
     if not 0 <= step <= MAX_STEP:
@@ -138,11 +139,11 @@ def position(workdir: str | Path, step: int) -> Position:
     began = next((s for s in metas if s <= step), 0)
     seen = metas[began].examples_seen if began in metas else 0
     ramp = Ramp.of(config.data)
-    if later is not None and began < step and ramp.after(seen, later - began) != metas[later].examples_seen:
+    if later is not None and ramp.after(seen, later - began) != metas[later].examples_seen:
         raise UserError(
             f"{workdir}: expected {ramp.after(seen, later - began) - seen} examples from step {began} to {later}, got "
             f"{metas[later].examples_seen - seen}: the batch size was changed at a step whose checkpoint is gone; ask "
-            f"for --step {began} or {later}"
+            f"for --step {later} or later"
         )
     return Position(config, ramp.after(seen, step - began), list(metas.values()))
 

@@ -303,9 +303,17 @@ def test_where_goes_by_the_examples_that_checkpoints_have_seen(lm, run_folder):
 def test_where_refuses_to_guess_when_the_batch_size_changed(lm, run_folder):
     run_folder(4, 24)
     workdir = run_folder(10, 24 + 2 * 6 + 4 * 9, "data.batch_size=9")
-    code, out, err = lm("data", "where", workdir, "--step", "7")
+    for step in ("4", "7"):  # it begins at 24 after step 4, and nothing says with 6 examples or 9
+        code, out, err = lm("data", "where", workdir, "--step", step)
+        assert (code, out) == (2, "")
+        assert_one_line(err, "expected 54 examples from step 4 to 10, got 48", "ask for --step 10 or later")
+
+
+def test_where_does_not_guess_the_size_of_the_first_batch(lm, run_folder):
+    workdir = run_folder(10, 4 * 6 + 6 * 9, "data.batch_size=9")  # and the checkpoint of step 4 is gone
+    code, out, err = lm("data", "where", workdir, "--step", "0")
     assert (code, out) == (2, "")
-    assert_one_line(err, "expected 54 examples from step 4 to 10, got 48", "ask for --step 4 or 10")
+    assert_one_line(err, "expected 90 examples from step 0 to 10, got 78", "ask for --step 10 or later")
 
 
 def test_where_refuses_a_corpus_that_the_run_did_not_read(lm, run_folder):

@@ -56,7 +56,7 @@ def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 
 def order_version(sizes: Sequence[int]) -> int:
     """The first version that shuffles sources of these numbers of rows as this one does: 1 had MIN_BITS = 2."""
-    return VERSION if min(sizes) <= 2 ** (MIN_BITS - 1) else 1
+    return VERSION if any(n <= 2 ** (MIN_BITS - 1) for n in sizes) else 1
 
 
 def epoch_key(seed: int, source: str, epoch: np.ndarray) -> np.ndarray:

@@ -112,6 +112,8 @@ class HostReader:
             read["other"] = self._stream.read(_elsewhere(self._stream, plan))
         for at in range(0, len(plan.example), len(self._rows)):
             batch = {name: x[at : at + len(self._rows)] for name, x in read.items()}
+            if self._extra:
+                _check_pairs(self._stream, plan.source[at : at + len(self._rows)])
             if self._pieces > 1:
                 ids = np.repeat(batch.pop("id"), self._pieces)[self._take]
                 batch = {name: cut(x, self._pieces)[self._take] for name, x in batch.items()}
@@ -122,19 +124,23 @@ class HostReader:
 
 def _elsewhere(stream: Stream, plan: Plan) -> Plan:
     """Another row of the same source and epoch for each, all others equally likely, by the id of the example alone."""
-    n = np.array(stream.n_rows)[plan.source]
+    return plan._replace(window=_another(plan.window, np.array(stream.n_rows)[plan.source], plan.example))
+
+
+def _check_pairs(stream: Stream, source: np.ndarray) -> None:
+    """UserError where one of these sources has no row but the one to pair."""
+    n = np.array(stream.n_rows)[source]
     if (n < 2).any():
-        name = stream.names[plan.source[n.argmin()]]
+        name = stream.names[source[n.argmin()]]
         raise UserError(
             f"data.sources[{name!r}]: expected at least 2 rows, to pair one with text from elsewhere, got 1; shorten "
             "data.seq_len or add text"
         )
-    return plan._replace(window=_another(plan.window, n, plan.example))
 
 
 def _another(i: np.ndarray, n: np.ndarray | int, ids: np.ndarray) -> np.ndarray:
-    """i int64 [m] in [0, n), n >= 2 -> another place in it, by a hash of ids [m]."""
-    further = mix(ids.astype(np.uint64) + np.uint64(ELSEWHERE)) % np.asarray(n - 1, np.uint64)
+    """i int64 [m] in [0, n) -> another place in it, by a hash of ids [m]; where n is 1 there is only i."""
+    further = mix(ids.astype(np.uint64) + np.uint64(ELSEWHERE)) % np.asarray(np.maximum(n - 1, 1), np.uint64)
     return (i + 1 + further.astype(np.int64)) % n
 
 
@@ -153,19 +159,20 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
     batch = reader(0)
     first = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in sorted(batch.items())}
     n = min(GROUP, max(1, round(GROUP_BYTES / max(1, sum(x.nbytes for x in batch.values())))))
-    failures: list[BaseException] = []
+    failures: dict[int, BaseException] = {}  # by batch, as they were raised: TensorFlow makes its own kind of them
 
     def read(group):
+        out = {name: np.empty((n, *x.shape), x.dtype) for name, x in first.items()}
+        i = 0
         try:
-            out = {name: np.empty((n, *x.shape), x.dtype) for name, x in first.items()}
-            for i, batch in enumerate(reader.batches(group * n, n)):
+            for batch in reader.batches(group * n, n):
                 _check_shapes(batch, first)
                 for name, x in out.items():
                     x[i] = batch[name]
-            return tuple(out.values())
-        except BaseException as e:
-            failures.append(e)
-            raise
+                i += 1
+        except BaseException as e:  # those before it are whole, and a run may need no more
+            failures[int(group) * n + i] = e
+        return tuple(out.values())
 
     def read_in_graph(group):
         out = tf.numpy_function(read, [group], [x.dtype for x in first.values()], stateful=False)
@@ -178,14 +185,11 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
     groups = tf.data.Dataset.range(np.iinfo(np.int64).max).map(read_in_graph).prefetch(prefetch).with_options(options)
 
     def batches():
-        try:
-            for arrays in groups.as_numpy_iterator():
-                for i in range(n):
-                    yield {name: x[i] for name, x in zip(first, arrays, strict=True)}
-        except tf.errors.OpError:
-            if failures:  # as they were raised: TensorFlow turns them into its own kind, with a graph's traceback
-                raise failures[0] from None
-            raise
+        for group, arrays in enumerate(groups.as_numpy_iterator()):
+            for i in range(n):
+                if (failure := failures.get(group * n + i)) is not None:
+                    raise failure
+                yield {name: x[i] for name, x in zip(first, arrays, strict=True)}
 
     return batches()
 
@@ -213,6 +217,7 @@ class Loader:
         self._host = host
         self._batches: Generator[Batch, None, None] | None = host_batches(reader, prefetch=prefetch)
         self._ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._failure: Exception | None = None
 
     def __iter__(self) -> Loader:
         return self
@@ -220,8 +225,13 @@ class Loader:
     def __next__(self) -> dict[str, jax.Array]:
         if self._batches is None:
             raise UserError("loader: expected an open one, got one after close()")
-        while len(self._ahead) < 2:
-            self._ahead.append(self._host.put(next(self._batches)))
+        while len(self._ahead) < 2 and self._failure is None:
+            try:
+                self._ahead.append(self._host.put(next(self._batches)))
+            except Exception as e:  # comes when it is that batch's turn, which a run may end before
+                self._failure = e
+        if not self._ahead and self._failure is not None:
+            raise self._failure
         self.examples_seen += self._batch_size
         return self._ahead.popleft()
 

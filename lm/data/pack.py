@@ -143,6 +143,8 @@ class Packing:
         return self.path.stat().st_size == (HEADER + n_rows + 1 + n_pieces) * 8 + n_pieces * 4
 
     def _plan(self) -> None:
+        if not self._store.n_documents:
+            raise UserError(f"{self._store.path}: expected documents to pack, got none; add text")
         pieces = cut(self._store.document_starts(), self.seq_len)
         bins = best_fit(pieces.length, self.seq_len)
         # What goes on with a document comes first; the others as in the text, so that no length has its place in a row.

@@ -16,6 +16,7 @@ import hashlib
 import json
 import mmap
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from lm.data.unchanged import FileState, check_files
 from lm.errors import UserError
 
 VERSION = 1
+SPARE_FILES = 512  # that may be open beside the shards: checkpoints, logs, sockets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class Store:
         self.n_bytes = sum(s.n_bytes for s in meta.shards)
         content = [meta.version, meta.dtype, meta.tokenizer, [dataclasses.astuple(s) for s in meta.shards]]
         self.fingerprint: str = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        _allow_files(self.path, 2 * len(meta.shards))
         self._files: dict[Path, FileState] = {}  # of those that are mapped, not of what has their names by now
         mapped = [(self._map(tokens_name(i)), self._map(docs_name(i))) for i in range(len(meta.shards))]
         full = [(tokens, docs) for tokens, docs in mapped if tokens is not None and docs is not None]
@@ -289,6 +292,22 @@ class Store:
             out[done : done + len(part)] = part
             done += len(part)
             shard += 1
+
+
+def _allow_files(path: Path, n: int) -> None:
+    """Raises the process's soft limit where n more open files may be above it: a map keeps its file open. UserError
+    where the hard limit is below them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now = len(os.listdir("/dev/fd"))
+    if soft == resource.RLIM_INFINITY or now + n + SPARE_FILES <= soft:
+        return
+    limit = now + n + SPARE_FILES if hard == resource.RLIM_INFINITY else min(now + n + SPARE_FILES, hard)
+    if now + n > limit:
+        raise UserError(
+            f"{path}: expected to map its {n} files, got a limit of {hard} open files, {now} of them in use; raise it: "
+            f"`ulimit -Hn {now + n + SPARE_FILES}` as root"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _windows(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lm.data import pack
 from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples, Holes, Skips
-from lm.data.index import epoch_key, order_version, permute
+from lm.data.index import VERSION, epoch_key, order_version, permute
 from lm.data.pack import Packing
 from lm.data.ramp import Ramp
 from lm.data.rows import Piece, Windows, pieces_of
@@ -139,6 +139,10 @@ class Stream:
         """
         for name in {**self.fingerprint, **saved}:
             then, now = saved.get(name), self.fingerprint.get(name)
+            if examples_seen is not None and name == "order_version":
+                now = order_version([self.n_rows[self.names.index(n)] for n in self._read_by(examples_seen)])
+                if then is not None and now <= then <= VERSION:  # what needs more than `now` was not read yet
+                    continue
             if examples_seen is not None and name in ("weights", "stores", "skipped"):
                 then, now = _seen(saved, name, examples_seen), _seen(self.fingerprint, name, examples_seen)
             if name == "skipped" and then != now:
@@ -225,6 +229,10 @@ class Stream:
             if row in place:
                 offsets[place[row], column : column + length] = np.arange(start, start + length)
         out[at[met]] = holes.blank(out[at[met]], offsets, self.pad_id)
+
+    def _read_by(self, examples_seen: int) -> list[str]:
+        """The sources of the stretches that these examples are of."""
+        return list(_seen(self.fingerprint, "stores", examples_seen))
 
     def _limits(self) -> dict[str, int]:
         limits = {}

@@ -1,3 +1,4 @@
+import contextlib
 import threading
 
 import jax
@@ -6,8 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.data import Stream
-from lm.data.loader import HostReader, HostRows, eval_batches, identity, make_loader
+from lm.data import Phase, Stream
+from lm.data.loader import HostReader, HostRows, eval_batches, host_batches, identity, make_loader
 
 from .conftest import random_store, write_store
 
@@ -137,6 +138,41 @@ def test_an_error_in_examples_arrives_as_itself(stream):
         with pytest.raises(Odd, match="row 80"):
             for _ in range(10):
                 next(loader)
+
+
+@pytest.mark.parametrize("group_bytes", [1, 5 * B * (T + 1) * 4, 2**30])
+def test_an_error_comes_at_its_batch_however_many_are_read_at_once(stream, monkeypatch, group_bytes):
+    def examples(batch):
+        if batch["id"][0] >= 12 * B:
+            raise KeyError("batch 12")
+        return batch
+
+    monkeypatch.setattr("lm.data.loader.GROUP_BYTES", group_bytes)
+    reader = HostReader(stream, np.arange(B), batch_size=B, start=0, examples=examples)
+    with contextlib.closing(host_batches(reader, prefetch=2)) as batches:
+        for step in range(12):
+            assert np.array_equal(next(batches)["tokens"], stream.rows(step * B + np.arange(B)))
+        with pytest.raises(KeyError, match="batch 12"):
+            next(batches)
+    with make_loader(stream, sharding=sharding(), batch_size=B, examples=examples) as loader:
+        for _ in range(12):
+            next(loader)
+        for _ in range(2):  # and no end of the batches, which a loop would take for the end of the run
+            with pytest.raises(KeyError, match="batch 12"):
+                next(loader)
+        assert loader.examples_seen == 12 * B
+
+
+def test_a_row_that_has_no_pair_stops_at_its_batch(tmp_path):
+    stores = {"a": random_store(tmp_path / "a", 2000), "b": write_store(tmp_path / "b", [[list(range(3, 20))]])}
+    weights = (Phase(until_examples=5 * B, weights={"a": 1.0}), Phase(weights={"b": 1.0}))
+    stream = Stream(stores, weights=weights, seq_len=T, seed=3)
+    reader = HostReader(stream, np.arange(B), batch_size=B, start=0, examples=identity, extra_rows=1)
+    with contextlib.closing(host_batches(reader, prefetch=2)) as batches:
+        for _ in range(5):
+            assert set(next(batches)) == {"tokens", "other"}
+        with pytest.raises(ValueError, match=r"data.sources\['b'\]: expected at least 2 rows, to pair one with"):
+            next(batches)
 
 
 def test_examples_must_keep_shapes(stream):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lm.data import Stream
 from lm.data.pack import Packing, best_fit, cut
+from lm.errors import UserError
 
 from .conftest import random_store, write_store
 
@@ -131,6 +132,11 @@ def test_the_plan_is_made_once_whole_and_the_same(tmp_path):
         assert len(all_rows(Packing(one, T))) and path.read_bytes() == content
     assert Packing(one, T + 4).path != path
     assert Packing(random_store(tmp_path / "other", 700, seed=9), T).path.name != path.name
+
+
+def test_a_store_without_documents_is_said(tmp_path):
+    with pytest.raises(UserError, match="expected documents to pack, got none; add text"):
+        Packing(write_store(tmp_path, [[], []]), T)
 
 
 def test_a_plan_that_cannot_be_written_is_said(tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 import json
 import mmap
+import os
+import resource
 
 import numpy as np
 import pytest
 
 from lm.data import Store
 from lm.data.store import ShardWriter, dtype_for
+from lm.errors import UserError
 
 from .conftest import random_store, write_store
 
@@ -67,6 +70,26 @@ def test_the_kernel_is_asked_for_the_pages_that_are_read_and_no_others(tmp_path,
         wanted.append({i * size // page for i in range(7000, 7600)})
         assert [{i // page for i in m.bytes} for m in store._maps] == wanted, name
     assert len(store.read(store.n_tokens, store.n_tokens)) == 0
+
+
+@pytest.fixture
+def few_files():
+    """A soft limit of a few more open files than there are."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 40, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, few_files):
+    store = write_store(tmp_path, [[[3 + i]] for i in range(60)])  # 120 maps, each of which keeps its file open
+    assert store.read(0, store.n_tokens).tolist() == [1, *(t for i in range(60) for t in (3 + i, 1))]
+
+
+def test_more_shards_than_files_can_be_open_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (50, 50))
+    with pytest.raises(UserError, match=r"expected to map its 120 files, got a limit of 50 .* `ulimit -Hn \d+`"):
+        write_store(tmp_path, [[[3 + i]] for i in range(60)])
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
