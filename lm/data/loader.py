@@ -7,6 +7,7 @@ the same for any number of hosts, and the position of a loader is one integer, `
 from __future__ import annotations
 
 import collections
+import threading
 from collections.abc import Callable, Generator, Iterator
 
 import jax
@@ -159,6 +160,7 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
     batch = reader(0)
     first = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in sorted(batch.items())}
     n = min(GROUP, max(1, round(GROUP_BYTES / max(1, sum(x.nbytes for x in batch.values())))))
+    closing = threading.Event()
     failures: dict[int, BaseException] = {}  # by batch, as they were raised: TensorFlow makes its own kind of them
 
     def read(group):
@@ -170,6 +172,8 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
                 for name, x in out.items():
                     x[i] = batch[name]
                 i += 1
+                if closing.is_set():  # which waits for this thread
+                    break
         except BaseException as e:  # those before it are whole, and a run may need no more
             failures[int(group) * n + i] = e
         return tuple(out.values())
@@ -185,11 +189,14 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
     groups = tf.data.Dataset.range(np.iinfo(np.int64).max).map(read_in_graph).prefetch(prefetch).with_options(options)
 
     def batches():
-        for group, arrays in enumerate(groups.as_numpy_iterator()):
-            for i in range(n):
-                if (failure := failures.get(group * n + i)) is not None:
-                    raise failure
-                yield {name: x[i] for name, x in zip(first, arrays, strict=True)}
+        try:
+            for group, arrays in enumerate(groups.as_numpy_iterator()):
+                for i in range(n):
+                    if (failure := failures.get(group * n + i)) is not None:
+                        raise failure
+                    yield {name: x[i] for name, x in zip(first, arrays, strict=True)}
+        finally:
+            closing.set()
 
     return batches()
 

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.data import Phase, Stream
-from lm.data.loader import HostReader, HostRows, eval_batches, host_batches, identity, make_loader
+from lm.data import Phase, Stream, loader
+from lm.data.loader import GROUP, HostReader, HostRows, eval_batches, host_batches, identity, make_loader
 
 from .conftest import random_store, write_store
 
@@ -123,6 +123,25 @@ def test_closing_leaves_no_thread_and_no_more_batches(stream):
     assert threading.active_count() <= before
     with pytest.raises(ValueError, match="after close"):
         next(loader)
+
+
+def test_closing_waits_for_the_batch_that_is_read_and_not_for_its_group(stream, monkeypatch):
+    made, waits, closing = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(loader.threading, "Event", lambda: closing)
+
+    def examples(batch):
+        made.append(int(batch["id"][0]) // B)
+        if made[-1] == GROUP + 2:  # of the second group, read ahead
+            waits.set()
+            assert closing.wait(60)
+        return batch
+
+    reader = HostReader(stream, np.arange(B), batch_size=B, start=0, examples=examples)
+    batches = host_batches(reader, prefetch=2)
+    next(batches)
+    assert waits.wait(60)
+    batches.close()
+    assert made == [0, *range(GROUP + 3)]
 
 
 def test_an_error_in_examples_arrives_as_itself(stream):

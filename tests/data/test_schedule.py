@@ -117,6 +117,15 @@ def test_without_handing_over_nothing_changes_but_the_end_is_known():
     assert limited.end == limited.out["a"] and free.end is None and free.out == {}
 
 
+@pytest.mark.parametrize(("epochs", "rows"), [(0.29, 29), (1.15, 115), (2.3, 230), (0.999, 99), (3, 300), (1e-2, 1)])
+def test_epochs_are_the_number_as_it_is_written(tmp_path, epochs, rows):
+    """Of 100 rows; as floats, 0.29 * 100 is 28.999999999999996."""
+    store = write_store(tmp_path, [[[5] * (T * 100 - 1)]])
+    stream = Stream({"a": store}, weights=None, seq_len=T, seed=0, epochs={"a": epochs})
+    assert stream.n_rows == [100]
+    assert stream.exhausted(rows) == {} and stream.exhausted(rows + 1) == {"a": rows}
+
+
 def test_a_run_is_told_in_which_step_its_text_ends(tmp_path):
     stores = {n: write_store(tmp_path / n, [[[5] * 12] * k]) for n, k in (("a", 100), ("b", 40))}
     kw = dict(weights={"a": 1.0, "b": 1.0}, seq_len=T, seed=0)
@@ -131,11 +140,14 @@ def test_a_run_is_told_in_which_step_its_text_ends(tmp_path):
         limited.check_epochs(steps=17, **enough)
     with pytest.raises(ValueError, match="end in step 16; .* or set data.when_exhausted=hand_over"):
         limited.check_epochs(step=10, examples_seen=80, steps=17, ramp=ramp)
+    with pytest.raises(ValueError, match="which ended 39 examples before step 20; raise it"):  # it was lowered
+        limited.check_epochs(step=20, examples_seen=160, steps=21, ramp=ramp)
+    limited.check_epochs(step=20, examples_seen=160, steps=20, ramp=ramp)  # reads nothing more
     shared = Stream(stores, **kw, epochs={"b": 1.5}, when_exhausted="hand_over")
     shared.check_epochs(steps=10**6, **enough)
     both = Stream(stores, **kw, epochs={"a": 1, "b": 1.5}, when_exhausted="hand_over")  # 160 rows in all
     both.check_epochs(steps=20, **enough)
-    with pytest.raises(ValueError, match=r"data.epochs\['a'\]: .* end in step 21; .* nor has any other source more"):
+    with pytest.raises(ValueError, match=r"data.epochs\['a'\]: .* end in step 21; .*; no other source has more"):
         both.check_epochs(steps=21, **enough)
     assert both.plan(np.arange(160)).epoch[both.plan(np.arange(160)).source == 0].max() == 0
 
