@@ -197,8 +197,11 @@ def _import_hf(args: argparse.Namespace) -> int:
     from lm import compilation, convert
 
     compilation.enable_cache()
-    print(convert.import_hf(args.folder, args.workdir, args.overrides))
-    print(f"in {args.workdir}; go on from it with: lm train RECIPE --workdir NEW train.init_from={args.workdir}")
+    imported = convert.import_hf(args.folder, args.workdir, args.overrides)
+    print(imported)
+    settings = ["train.init_from", "data.tokenizer"] if imported.has_tokenizer else ["train.init_from"]
+    go_on = " ".join(["lm train RECIPE --workdir NEW", *(f"{name}={args.workdir}" for name in settings)])
+    print(f"in {args.workdir}; go on from it with: {go_on}")
     return errors.EXIT_FINISHED
 
 

@@ -147,9 +147,10 @@ def _decode_dataclass(kind: type, value: Any, at: str) -> Any:
         if k not in hints:
             raise UserError(f"{where}: {kind.__name__} has no field {k!r}{did_you_mean(str(k), hints)}")
         fields[k] = decode(hints[k], v, where)
-    missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in fields]
-    if missing:
-        example = f"{kind.__name__}({', '.join(f'{name}=...' for name in missing)})"
+    needed = [f.name for f in dataclasses.fields(kind) if _required(f)]
+    if missing := [name for name in needed if name not in fields]:
+        # All that are needed: what is written in place of this value does not keep those it had.
+        example = f"{kind.__name__}({', '.join(f'{name}=...' for name in needed)})"
         raise UserError(f"{at or kind.__name__}: {kind.__name__} needs {', '.join(missing)}; write {example}")
     return kind(**fields)
 

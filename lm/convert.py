@@ -56,6 +56,7 @@ class Imported:
     n_bytes: int
     seconds: float
     mesh: str
+    has_tokenizer: bool
 
     def __str__(self) -> str:
         rate = self.n_bytes / self.seconds / 1e9
@@ -96,7 +97,14 @@ def import_hf(folder: str | Path, workdir: str | Path, overrides: Sequence[str] 
             with contextlib.closing(Checkpoints(target, resolved.config.checkpoint)) as checkpoints:
                 checkpoints.save_params(0, params, meta)
         n = sum(leaf.size for leaf in jax.tree.leaves(params))
-        return Imported(type(opened.model).__name__, n, opened.tensors.n_bytes, seconds, layout(setup.mesh.shape))
+        return Imported(
+            model=type(opened.model).__name__,
+            parameters=n,
+            n_bytes=opened.tensors.n_bytes,
+            seconds=seconds,
+            mesh=layout(setup.mesh.shape),
+            has_tokenizer=tokenizer is not None,
+        )
 
 
 def export_hf(

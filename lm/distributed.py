@@ -24,11 +24,34 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
     given = (coordinator is not None, num_processes is not None, process_id is not None)
     if any(given) and not all(given):
         raise UserError("--coordinator, --num-processes and --process-id belong together; give all three or none")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _check_group(coordinator, num_processes, process_id)
     # Without a bind address process 0 listens on all interfaces.
     bind = coordinator if process_id == 0 else None
-    jax.distributed.initialize(coordinator, num_processes, process_id, coordinator_bind_address=bind)
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, coordinator_bind_address=bind)
+    except ValueError as e:  # what it lacks when it has not found a cluster
+        if coordinator is not None:
+            raise
+        raise UserError(
+            f"--distributed: expected a TPU pod, Slurm or another cluster that JAX detects, got none ({e}); give "
+            "--coordinator HOST:PORT --num-processes N --process-id I, or leave it out on one machine"
+        ) from e
     if num_processes is not None and jax.process_count() != num_processes:
         raise RuntimeError(f"expected {num_processes} processes, JAX sees {jax.process_count()}")
+
+
+def _check_group(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"--coordinator: expected HOST:PORT, got {coordinator!r}; name a free port of process 0")
+    if num_processes < 1:
+        raise UserError(f"--num-processes: expected at least 1, got {num_processes}")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process-id: expected 0 to {num_processes - 1} of --num-processes {num_processes}, got {process_id}; "
+            "each process has a number of its own"
+        )
 
 
 def use_cpu_cores(rows: int, n_devices: int | None = None) -> None:

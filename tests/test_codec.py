@@ -285,6 +285,17 @@ def test_what_the_config_held_before_is_checked_too():
         codec.override(Tree(shape=Square(side=2.5)))
 
 
+def test_the_call_to_write_has_all_fields_that_are_needed():
+    @dataclass(frozen=True, kw_only=True)
+    class Span:
+        start: int
+        stop: int
+
+    with pytest.raises(UserError) as e:
+        codec.decode(Span, {"stop": 3})
+    assert str(e.value) == "Span: Span needs start; write Span(start=..., stop=...)"
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

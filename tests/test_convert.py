@@ -128,6 +128,7 @@ def test_a_folder_comes_back_bit_equal_from_the_run_alone(name, folder, tmp_path
 def test_the_commands_do_it_and_say_what_they_did(folder, tmp_path, capsys):
     code, out, _ = command(capsys, "import-hf", folder("llama"), tmp_path / "run", "train.seed=5")
     assert code == 0 and f"Llama {sum(x.numel() for x in reference('llama').parameters()):,} parameters" in out
+    assert out.endswith(f"go on from it with: lm train RECIPE --workdir NEW train.init_from={tmp_path / 'run'}\n")
     assert lm.restore(tmp_path / "run").config.train.seed == 5
     code, out, _ = command(capsys, "export-hf", tmp_path / "run", tmp_path / "out", "--step", "0", "--dtype", "float16")
     assert code == 0 and "LlamaForCausalLM.from_pretrained" in out
@@ -260,7 +261,8 @@ def test_generated_text_is_that_of_transformers(name, tmp_path, capsys):
             x.add_(torch.randn(x.shape) * 0.2)
     source = saved(model, tmp_path / "source")
     tokenizer.save_pretrained(source)
-    command(capsys, "import-hf", source, tmp_path / "run")
+    _, out, _ = command(capsys, "import-hf", source, tmp_path / "run")
+    assert out.endswith(f"train.init_from={tmp_path / 'run'} data.tokenizer={tmp_path / 'run'}\n")
     for prompt in ("the cat", "a dog,", "x"):
         encoded = tokenizer(prompt, return_tensors="pt")
         encoded.pop("token_type_ids", None)
@@ -429,8 +431,10 @@ def test_weights_that_do_not_fit_are_refused_with_what_does_not(start, tmp_path)
         loop.train(resolved(wide), tmp_path / "run")
     assert "set model to" in str(e.value) and "\n" not in str(e.value)
     nowhere = dataclasses.replace(config.train, init_from=str(tmp_path / "no"))
+    unprepared = dataclasses.replace(config.data, path=str(tmp_path / "unprepared"))
     with pytest.raises(UserError, match="train.init_from: .*no: expected the folder of a run"):
-        loop.train(resolved(dataclasses.replace(config, train=nowhere)), tmp_path / "run2")
+        loop.train(resolved(dataclasses.replace(config, data=unprepared, train=nowhere)), tmp_path / "run2")
+    assert not (tmp_path / "unprepared").exists()
 
 
 def test_an_imported_model_is_not_resumed(start):

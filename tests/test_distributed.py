@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from lm.distributed import Pace
+from lm.distributed import Pace, initialize
+from lm.errors import UserError
 
 # Two devices with one thread each, as `use_cpu_cores` makes them, and more programs than XLA's CPU client can hold.
 PROGRAM = """
@@ -57,3 +58,30 @@ def test_many_programs_with_collectives_end_on_a_cpu_with_several_devices():
         [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (("here:1", 2, None), "--coordinator, --num-processes and --process-id belong together"),
+        (("here", 2, 0), "--coordinator: expected HOST:PORT, got 'here'"),
+        ((":1234", 2, 0), "--coordinator: expected HOST:PORT, got ':1234'"),
+        (("here:http", 2, 0), "--coordinator: expected HOST:PORT, got 'here:http'"),
+        (("here:65536", 2, 0), "--coordinator: expected HOST:PORT, got 'here:65536'"),
+        (("here:1234", 0, 0), "--num-processes: expected at least 1, got 0"),
+        (("here:1234", 2, 2), "--process-id: expected 0 to 1 of --num-processes 2, got 2"),
+        (("here:1234", 2, -1), "--process-id: expected 0 to 1 of --num-processes 2, got -1"),
+    ],
+)
+def test_a_wrong_group_is_refused_before_it_is_waited_for(group, message):
+    with pytest.raises(UserError, match=message):
+        initialize(*group)
+
+
+def test_where_jax_detects_no_cluster_the_way_out_is_said(monkeypatch):
+    def nothing_found(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", nothing_found)
+    with pytest.raises(UserError, match="--distributed: expected a TPU pod, .* give --coordinator HOST:PORT"):
+        initialize()

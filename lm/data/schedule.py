@@ -39,7 +39,10 @@ def as_phases(weights: Weights, names: Iterable[str], where: str = "weights") ->
             raise UserError(f"{where}: expected positive numbers, got {dict(of)}; leave out a source to skip it")
     if isinstance(weights, Mapping):
         if set(weights) != set(names):
-            raise UserError(f"{where}: expected one for each of {names}, got {sorted(weights)}")
+            raise UserError(
+                f"{where}: expected one for each of {names}, got {sorted(weights)}; name them all, or set {where}=None "
+                "to end all epochs together"
+            )
         return (Phase(weights=dict(weights)),)
     phases = tuple(weights)
     ends = [p.until_examples for p in phases]

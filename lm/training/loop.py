@@ -27,6 +27,7 @@ from lm.data.inspect import passing_over
 from lm.data.open_tokenizer import open_tokenizer, there
 from lm.data.ramp import Shape
 from lm.data.tf import tensorflow
+from lm.data.tokenizers import from_bytes
 from lm.errors import UserError
 from lm.evals import perplexity
 from lm.mesh import layout, make_mesh
@@ -46,6 +47,9 @@ class Result:
     evaluation: dict[str, perplexity.Perplexity] | None
 
 
+EMPTY_STEPS = 16  # in a row without a target, after which a run stops
+
+
 class NonFiniteLoss(UserError):
     """The loss or the gradient became NaN or infinite."""
 
@@ -58,9 +62,11 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
     with lock(workdir):
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = background(tensorflow)
+        check_init_from(config, workdir)
         check_named_tokenizer(config)
         corpus = prepare_once(config)
         check_tokenizer(config, corpus.tokenizer)
+        check_init_from(config, workdir, corpus.tokenizer)
         mesh = make_mesh(config.mesh)
         check_mesh(config, mesh.size)
         setup = Setup.make(config, mesh)
@@ -98,14 +104,11 @@ def initial_state(config: Config, setup: Setup) -> dict:
     folder = config.train.init_from
     if folder is None:
         return setup.init()
-    if not (Path(folder) / "checkpoints").is_dir():
-        raise UserError(f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there")
     state = setup.init()
     del state["params"]  # before there are others: they may fill half of the device
     with contextlib.closing(Checkpoints(folder)) as source:
         step = source.latest()
-        if step is None:
-            raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
+        assert step is not None  # `check_init_from` saw it
         try:
             params = source.restore_params(step, setup.abstract_state["params"], "set model to what it was made with")
         except UserError as e:
@@ -141,6 +144,7 @@ class Run:
 
     def __post_init__(self):
         self.spikes = Spikes(self.resolved.config.train.spike_sigmas)
+        self.empty = 0  # steps in a row without a target
 
     def batches(self, examples_seen: int, end: int) -> Generator[tuple[Shape, dict[str, jax.Array]], None, None]:
         """Of one stage of the ramp after another, up to example `end`."""
@@ -175,6 +179,7 @@ class Run:
         config = self.resolved.config
         last = config.train.steps
         if step >= last:
+            self.log.print(f"nothing to train: step {step} of train.steps={last} is done")
             return Result(step, False, self.evaluate(step, state))
         timer, pace, pending = Timer(), distributed.Pace(), list[Done]()
         end = self.ramp.after(examples_seen, last - step)
@@ -204,7 +209,7 @@ class Run:
                         self.save(step, state, examples_seen, evaluation)
                 if step == last or stopping:
                     break
-        self.checkpoints.wait()
+            self.checkpoints.wait()  # here, since a SIGTERM outside ends the process, its checkpoint half written
         preempted = stopping and step < last
         if preempted:
             self.log.print(f"stopped at step {step}, checkpoint saved; run the same command to go on")
@@ -214,6 +219,7 @@ class Run:
         """Logs the mean of an interval; waits for its last step."""
         metrics = self.check_finite(pending)
         self.check_spikes(pending, metrics)
+        self.check_targets(pending, metrics)
         seconds = timer.seconds()
         step, n = pending[-1].step + 1, len(pending)
         mesh = self.setup.mesh
@@ -267,6 +273,17 @@ class Run:
                     f"are in {report}"
                 )
 
+    def check_targets(self, pending: list[Done], metrics: list[dict[str, np.ndarray]]) -> None:
+        """Stops a run that learns nothing: an objective may leave out whole batches, but not one after another."""
+        for done, m in zip(pending, metrics, strict=True):
+            self.empty = 0 if m["tokens"] else self.empty + 1
+            if self.empty >= EMPTY_STEPS:
+                raise UserError(
+                    f"step {done.step + 1}: expected something to predict, got no target in {self.empty} steps; "
+                    "`lm data preview` shows what the objective makes of the data: set an objective that fits it, or "
+                    "its limits"
+                )
+
     def report(self, kind: str, done: Done, metrics: dict[str, np.ndarray], **more: float) -> Path:
         """Writes the documents of a batch to the run's folder."""
         path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step + 1}.json"
@@ -279,7 +296,7 @@ class Run:
                 **more,
                 "go_back_to_step": max((s for s in self.checkpoints.steps() if s <= done.step), default=0),
                 "by_removing": "the later folders of checkpoints/",
-                "pass_over_with": passed,
+                "pass_over_with": passed.strip('"'),  # JSON puts it in the quotes that a shell needs
             }
             write_provenance(path, self.stream, done.first, done.stop, **what)
         return path
@@ -388,6 +405,40 @@ def check_workdir(workdir: Path) -> None:
             f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
             f"start from it with train.init_from={workdir}"
         )
+
+
+def check_init_from(config: Config, workdir: Path, tokenizer: Tokenizer | None = None) -> None:
+    """The weights that a new run begins with, which a run that goes on needs no more. tokenizer: of its corpus, once
+    there is one; ids of another would stand for other text than the weights learnt, and fit them all the same."""
+    folder = config.train.init_from
+    if folder is None or _has_checkpoint(workdir):
+        return
+    if not (Path(folder) / "checkpoints").is_dir():
+        raise UserError(
+            f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there; name a --workdir that "
+            "was trained, or one of `lm import-hf`"
+        )
+    with contextlib.closing(Checkpoints(folder)) as source:
+        step = source.latest()
+        if step is None:
+            raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
+        stored = source.meta(step).tokenizer
+    if tokenizer is None or not stored:
+        return
+    expected = from_bytes(stored, f"{folder}: tokenizer", literal=True).fingerprint
+    if tokenizer.fingerprint != expected:
+        raise UserError(
+            f"train.init_from: {folder}: expected a corpus of its tokenizer {expected[:12]}, got one of "
+            f"{tokenizer.fingerprint[:12]} in {config.data.path}; set data.tokenizer={folder} and data.path to a new "
+            "folder"
+        )
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        return checkpoints.latest() is not None
 
 
 def check_named_tokenizer(config: Config) -> None:

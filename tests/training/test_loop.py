@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import lm
 from lm import distributed
 from lm.checkpoint import Checkpoints
 from lm.config import resolved
-from lm.data import ExcludeExamples, Stream
+from lm.data import ExcludeExamples, SentencePiece, Stream, open_corpus
 from lm.errors import EXIT_FINISHED, EXIT_PREEMPTED, UserError
 from lm.training import loop
 from lm.training.loop import NonFiniteLoss, train
@@ -144,12 +145,32 @@ def test_batch_size_may_change_at_a_resume_without_repeating_examples(config, tm
     assert records(tmp_path)[-1]["examples_seen"] == 4 * 8 + 8 * 16
 
 
-def test_finished_run_is_evaluated_again_and_nothing_else(config, uninterrupted):
+def test_finished_run_is_evaluated_again_and_nothing_else(config, uninterrupted, capsys):
     workdir = uninterrupted(config)
     before = params_of(workdir)
     result = train(resolved(config), workdir)
     assert result.step == 12 and result.evaluation is not None
     assert_bit_equal(params_of(workdir), before)
+    assert "nothing to train: step 12 of train.steps=12 is done" in capsys.readouterr().out
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_lose_it(config, tmp_path, monkeypatch):
+    wait, sent = Checkpoints.wait, []
+
+    def killed(self):
+        sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        wait(self)
+
+    def lost(*_):
+        raise AssertionError("expected the run to handle SIGTERM until its checkpoint is written")
+
+    monkeypatch.setattr(Checkpoints, "wait", killed)
+    before = signal.signal(signal.SIGTERM, lost)
+    try:
+        assert not train(resolved(config), tmp_path).preempted and sent
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert Checkpoints(tmp_path).latest() == config.train.steps
 
 
 def test_other_data_order_is_refused(config, uninterrupted):
@@ -163,6 +184,25 @@ def test_other_model_is_refused_and_nothing_is_lost(config, uninterrupted):
     with pytest.raises(UserError, match=r"layers\.mlp\.down is \(2, 24, 16\) here, expected \(2, 32, 16\)"):
         train(resolved(config, ["model.d_ff=32", "train.steps=20"]), workdir)
     assert_bit_equal(params_of(workdir), before)
+
+
+def test_weights_of_another_tokenizer_are_refused_to_begin_with(config, uninterrupted, tmp_path):
+    init_from = f"train.init_from={uninterrupted(config)}"
+    train(resolved(config, [init_from, "data.seq_len=8"]), tmp_path / "same")
+    other = SentencePiece(vocab_size=VOCAB_SIZE, kind="bpe")
+    data = dataclasses.replace(config.data, path=str(tmp_path / "corpus"), tokenizer=other)
+    with pytest.raises(UserError, match=r"train\.init_from: .*expected a corpus of its tokenizer") as e:
+        train(resolved(dataclasses.replace(config, data=data), [init_from]), tmp_path / "other")
+    way_out = [re.findall(r"data\.tokenizer=\S+", str(e.value))[0], f"data.path={tmp_path / 'new'}"]
+    train(resolved(dataclasses.replace(config, data=data), [init_from, *way_out]), tmp_path / "other")
+
+
+def test_a_run_without_anything_to_predict_is_stopped(config, tmp_path):
+    n = open_corpus(config.data).train["words"].n_documents
+    nothing = f'data.exclude=(ExcludeDocuments(source="words",ranges=((0,{n}),)),)'
+    with pytest.raises(UserError, match="step 16: expected something to predict, got no target in 16 steps; `lm data"):
+        train(resolved(config, ["train.steps=40", nothing]), tmp_path / "none")
+    train(resolved(config, ["train.steps=15", nothing]), tmp_path / "few")  # may happen
 
 
 def test_live_run_keeps_its_workdir(config, tmp_path):
@@ -207,7 +247,10 @@ def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config
     assert found["go_back_to_step"] == 35
     assert found["sigmas"] > 8 and found["loss"] > found["median"] + 1 and len(found["rows"]) == 8
     assert "step 36: loss" in capsys.readouterr().out
-    again = resolved(config, [*overrides, found["pass_over_with"].strip('"')])
+    (line,) = (x for x in report.read_text().splitlines() if "pass_over_with" in x)
+    (shown,) = shlex.split(line.partition(": ")[2].rstrip(","))  # copied into a shell as it stands there
+    assert shown == found["pass_over_with"]
+    again = resolved(config, [*overrides, shown])
     assert again.config.data.exclude == (ExcludeExamples(ranges=((280, 288),)),)
     train(again, tmp_path / "without")
     assert not list((tmp_path / "without").glob("spike*"))
