@@ -46,7 +46,7 @@ def _check_group(coordinator: str, num_processes: int, process_id: int) -> None:
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(f"--coordinator: expected HOST:PORT, got {coordinator!r}; name a free port of process 0")
     if num_processes < 1:
-        raise UserError(f"--num-processes: expected at least 1, got {num_processes}")
+        raise UserError(f"--num-processes: expected at least 1, got {num_processes}; give the number that are started")
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process-id: expected 0 to {num_processes - 1} of --num-processes {num_processes}, got {process_id}; "

@@ -11,14 +11,14 @@ from typing import IO
 
 
 def temporary_name(path: Path) -> Path:
-    """Where what will be `path` is written: beside it, under a name that no other process on any host takes."""
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    """Where what will be `path` is written: beside it, under a name of this process on this host."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.unfinished")
 
 
 def remove_temporary(paths: Iterable[Path]) -> None:
     """Removes those of the paths that are temporary: a killed process left them. Only where no other writes now."""
     for path in paths:
-        if re.fullmatch(r"\..+\..+\.\d+", path.name):
+        if re.fullmatch(r"\..+\.\d+\.unfinished", path.name):
             path.unlink(missing_ok=True)
 
 

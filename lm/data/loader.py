@@ -165,15 +165,14 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
 
     def read(group):
         out = {name: np.empty((n, *x.shape), x.dtype) for name, x in first.items()}
-        i = 0
+        i, batches = 0, reader.batches(group * n, n)
         try:
-            for batch in reader.batches(group * n, n):
+            while i < n and not closing.is_set():  # which waits for this thread
+                batch = next(batches)
                 _check_shapes(batch, first)
                 for name, x in out.items():
                     x[i] = batch[name]
                 i += 1
-                if closing.is_set():  # which waits for this thread
-                    break
         except BaseException as e:  # those before it are whole, and a run may need no more
             failures[int(group) * n + i] = e
         return tuple(out.values())
@@ -189,14 +188,16 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
     groups = tf.data.Dataset.range(np.iinfo(np.int64).max).map(read_in_graph).prefetch(prefetch).with_options(options)
 
     def batches():
+        iterator = groups.as_numpy_iterator()
         try:
-            for group, arrays in enumerate(groups.as_numpy_iterator()):
+            for group, arrays in enumerate(iterator):
                 for i in range(n):
                     if (failure := failures.get(group * n + i)) is not None:
                         raise failure
                     yield {name: x[i] for name, x in zip(first, arrays, strict=True)}
         finally:
             closing.set()
+            del iterator  # only now: it waits for its thread as it goes
 
     return batches()
 

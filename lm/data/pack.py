@@ -14,12 +14,12 @@ The rows of a store are planned once for a seq_len, and kept beside it:
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
+from lm.data.atomic import open_atomic
 from lm.data.rows import Segments
 from lm.data.store import Store
 from lm.errors import UserError
@@ -157,18 +157,12 @@ class Packing:
         self._write([*words, pieces.length[order].astype("<u4")])
 
     def _write(self, parts: list[np.ndarray]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.uname().nodename}.{os.getpid()}")  # hosts may share it
         try:
-            with open(temporary, "wb") as f:
+            with open_atomic(self.path) as f:
                 for part in parts:
                     f.write(part.data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, self.path)
         except OSError as e:
             raise UserError(
                 f"{self.path}: expected to write the plan of packed rows beside the store, got {e.strerror}; make the "
                 "folder writable, or copy the file from where it was made"
             ) from None
-        finally:
-            temporary.unlink(missing_ok=True)

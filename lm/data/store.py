@@ -11,6 +11,7 @@ split a document. Every file gets its name when it is complete.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,6 +30,7 @@ from lm.data.unchanged import FileState, check_files
 from lm.errors import UserError
 
 VERSION = 1
+ASK_BYTES = 2**17  # the kernel may leave out what a request has beyond its read-ahead, which is 128 kB or more
 SPARE_FILES = 512  # that may be open beside the shards: checkpoints, logs, sockets
 
 
@@ -272,7 +274,7 @@ class Store:
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if stat.st_size else None
 
     def _will_read(self, starts: np.ndarray, lengths: np.ndarray) -> None:
-        """Asks the disk for what is not in memory, all of it at once, but for ends in a next shard.
+        """Asks the disk for what is not in memory, all of it at once.
 
         Left to itself, the kernel reads from 128 kB to some MB around each place that is touched, one place after
         another, which takes a hundred times as long for random rows.
@@ -281,8 +283,13 @@ class Store:
         begin = (starts - self._token_base[shards]) * self._itemsize
         end = begin + lengths * self._itemsize
         begin -= begin % mmap.PAGESIZE
-        for shard, at, n in zip(shards.tolist(), begin.tolist(), (end - begin).tolist(), strict=True):
-            self._maps[shard].madvise(mmap.MADV_WILLNEED, at, n)
+        with contextlib.suppress(OSError):  # advice that a file system does not take costs time alone
+            for shard, at, n in zip(shards.tolist(), begin.tolist(), (end - begin).tolist(), strict=True):
+                for chunk in range(at, at + n, ASK_BYTES):
+                    self._maps[shard].madvise(mmap.MADV_WILLNEED, chunk, min(ASK_BYTES, at + n - chunk))
+        over = starts + lengths - self._token_base[shards + 1]
+        if len(across := np.flatnonzero(over > 0)):
+            self._will_read(self._token_base[shards[across] + 1], over[across])
 
     def _read_across(self, start, out):
         shard = bisect.bisect_right(self._token_base, start) - 1
@@ -302,12 +309,15 @@ def _allow_files(path: Path, n: int) -> None:
     if soft == resource.RLIM_INFINITY or now + n + SPARE_FILES <= soft:
         return
     limit = now + n + SPARE_FILES if hard == resource.RLIM_INFINITY else min(now + n + SPARE_FILES, hard)
-    if now + n > limit:
+    try:
+        if now + n > limit:
+            raise ValueError
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (ValueError, OSError):  # some systems have another limit below an infinite one
         raise UserError(
             f"{path}: expected to map its {n} files, got a limit of {hard} open files, {now} of them in use; raise it: "
             f"`ulimit -Hn {now + n + SPARE_FILES}` as root"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        ) from None
 
 
 def _windows(tokens: np.ndarray, length: int) -> np.ndarray:

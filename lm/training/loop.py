@@ -37,6 +37,8 @@ from lm.training.metrics import Log, Timer, utilisation
 from lm.training.setup import Setup
 from lm.training.watch import Spikes, write_provenance
 
+EMPTY_STEPS = 16  # in a row without a target, after which a run stops
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -45,9 +47,6 @@ class Result:
     step: int
     preempted: bool
     evaluation: dict[str, perplexity.Perplexity] | None
-
-
-EMPTY_STEPS = 16  # in a row without a target, after which a run stops
 
 
 class NonFiniteLoss(UserError):

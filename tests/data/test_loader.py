@@ -1,5 +1,6 @@
 import contextlib
 import threading
+import types
 
 import jax
 import numpy as np
@@ -126,14 +127,14 @@ def test_closing_leaves_no_thread_and_no_more_batches(stream):
 
 
 def test_closing_waits_for_the_batch_that_is_read_and_not_for_its_group(stream, monkeypatch):
-    made, waits, closing = [], threading.Event(), threading.Event()
-    monkeypatch.setattr(loader.threading, "Event", lambda: closing)
+    made, closed, waits, closing = [], [], threading.Event(), threading.Event()
+    monkeypatch.setattr(loader, "threading", types.SimpleNamespace(Event=lambda: closing))
 
     def examples(batch):
         made.append(int(batch["id"][0]) // B)
         if made[-1] == GROUP + 2:  # of the second group, read ahead
             waits.set()
-            assert closing.wait(60)
+            closed.append(closing.wait(60))
         return batch
 
     reader = HostReader(stream, np.arange(B), batch_size=B, start=0, examples=examples)
@@ -141,7 +142,7 @@ def test_closing_waits_for_the_batch_that_is_read_and_not_for_its_group(stream, 
     next(batches)
     assert waits.wait(60)
     batches.close()
-    assert made == [0, *range(GROUP + 3)]
+    assert closed == [True] and made == [0, *range(GROUP + 3)]
 
 
 def test_an_error_in_examples_arrives_as_itself(stream):

@@ -597,14 +597,15 @@ def test_preparing_settings_are_checked(make):
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path, make):
     write_jsonl(tmp_path / "raw", sample_texts(100))
-    left = [".tokenizer.model.host.7", "main/.near.u32.a.host.8", "raw/main/gs/b/.a.jsonl.gz.host.9"]
+    names = [".tokenizer.model.host.7", "main/.near.u32.a.host.8", "raw/main/gs/b/.a.jsonl.gz.host.9"]
+    left = [f"{name}.unfinished" for name in names]
     for name in left:
         (tmp_path / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "corpus" / name).write_bytes(b"half")
-    (tmp_path / "corpus/.mine").write_bytes(b"")
+    (tmp_path / "corpus/.mine.v1.2").write_bytes(b"")
     quiet(make())
     assert not any((tmp_path / "corpus" / name).exists() for name in left)
-    assert (tmp_path / "corpus/.mine").exists()
+    assert (tmp_path / "corpus/.mine.v1.2").exists()
 
 
 def test_copies_of_a_document_leave_room_for_others_in_the_tokenizers_sample(tmp_path):

@@ -69,6 +69,9 @@ def test_the_kernel_is_asked_for_the_pages_that_are_read_and_no_others(tmp_path,
         wanted = [{i * size // page for i in (*range(3, 603), *range(8000, 8600))}]
         wanted.append({i * size // page for i in range(7000, 7600)})
         assert [{i // page for i in m.bytes} for m in store._maps] == wanted, name
+    store._maps = [Asked(), Asked()]
+    store.read(second - 10, second + 10)  # across shards
+    assert [{i // page for i in m.bytes} for m in store._maps] == [{(second - 1) * size // page}, {0}]
     assert len(store.read(store.n_tokens, store.n_tokens)) == 0
 
 
