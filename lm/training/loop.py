@@ -61,11 +61,11 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
     with lock(workdir):
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = background(tensorflow)
-        check_init_from(config, workdir)
+        of_weights = tokenizer_of_weights(config, workdir)
         check_named_tokenizer(config)
         corpus = prepare_once(config)
         check_tokenizer(config, corpus.tokenizer)
-        check_init_from(config, workdir, corpus.tokenizer)
+        check_same_ids(config, of_weights, corpus.tokenizer)
         mesh = make_mesh(config.mesh)
         check_mesh(config, mesh.size)
         setup = Setup.make(config, mesh)
@@ -107,7 +107,7 @@ def initial_state(config: Config, setup: Setup) -> dict:
     del state["params"]  # before there are others: they may fill half of the device
     with contextlib.closing(Checkpoints(folder)) as source:
         step = source.latest()
-        assert step is not None  # `check_init_from` saw it
+        assert step is not None  # `tokenizer_of_weights` saw it
         try:
             params = source.restore_params(step, setup.abstract_state["params"], "set model to what it was made with")
         except UserError as e:
@@ -406,12 +406,12 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def check_init_from(config: Config, workdir: Path, tokenizer: Tokenizer | None = None) -> None:
-    """The weights that a new run begins with, which a run that goes on needs no more. tokenizer: of its corpus, once
-    there is one; ids of another would stand for other text than the weights learnt, and fit them all the same."""
+def tokenizer_of_weights(config: Config, workdir: Path) -> Tokenizer | None:
+    """That of the weights a new run begins with; None where it begins with none, goes on and needs them no more, or
+    they came without. UserError where the weights are not there, before a corpus is made."""
     folder = config.train.init_from
     if folder is None or _has_checkpoint(workdir):
-        return
+        return None
     if not (Path(folder) / "checkpoints").is_dir():
         raise UserError(
             f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there; name a --workdir that "
@@ -422,12 +422,15 @@ def check_init_from(config: Config, workdir: Path, tokenizer: Tokenizer | None =
         if step is None:
             raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
         stored = source.meta(step).tokenizer
-    if tokenizer is None or not stored:
-        return
-    expected = from_bytes(stored, f"{folder}: tokenizer", literal=True).fingerprint
-    if tokenizer.fingerprint != expected:
+    return from_bytes(stored, f"{folder}: tokenizer", literal=True) if stored else None
+
+
+def check_same_ids(config: Config, of_weights: Tokenizer | None, tokenizer: Tokenizer) -> None:
+    """Ids of another tokenizer would stand for other text than the weights learnt, and fit them all the same."""
+    if of_weights is not None and tokenizer.fingerprint != of_weights.fingerprint:
+        folder = config.train.init_from
         raise UserError(
-            f"train.init_from: {folder}: expected a corpus of its tokenizer {expected[:12]}, got one of "
+            f"train.init_from: {folder}: expected a corpus of its tokenizer {of_weights.fingerprint[:12]}, got one of "
             f"{tokenizer.fingerprint[:12]} in {config.data.path}; set data.tokenizer={folder} and data.path to a new "
             "folder"
         )
