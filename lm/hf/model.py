@@ -52,7 +52,7 @@ class Model:
         self.unused = opened.unused()
         self._graphdef = abstract(self.model).graphdef
         self._forward = jax.jit(self.outputs)
-        self._gradient = jax.jit(jax.grad(lambda params, inputs: self.outputs(params, inputs)["loss"]))
+        self._with_gradient = jax.jit(jax.value_and_grad(self._loss_and_outputs, has_aux=True))
         self._search = jax.jit(self._found, static_argnames="s")
 
     def __call__(self, **inputs: ArrayLike | None) -> dict[str, Any]:
@@ -63,13 +63,17 @@ class Model:
 
     def grad(self, **inputs: ArrayLike | None) -> dict[str, np.ndarray]:
         """Gradient of the loss by tensor name; needs labels. A tied tensor has one, under its stored name."""
+        return self.outputs_and_grad(**inputs)[1]
+
+    def outputs_and_grad(self, **inputs: ArrayLike | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What the call returns and `grad`, by one program."""
         arrays = self._inputs(inputs)
         if not forward.has_labels(self.model, self.config, arrays):
             raise UserError("grad: expected labels (or start_positions and end_positions), got none")
         with jax.default_matmul_precision("highest"):
-            grads = self._gradient(self.params, arrays)
+            (_, out), grads = self._with_gradient(self.params, arrays)
         named = self._named(grads, {name: np.dtype(np.float32) for name in self.slots})
-        return {name: g for name, g in named.items() if name not in BUFFERS}
+        return jax.tree.map(np.asarray, out), {name: g for name, g in named.items() if name not in BUFFERS}
 
     def generate(
         self,
@@ -164,6 +168,10 @@ class Model:
         """The outputs as traced by `jax`: for gradients and steps of training."""
         module = nnx.merge(self._graphdef, params)
         return forward.outputs(module, self.model, self.family, self.config, inputs, self.dtype)
+
+    def _loss_and_outputs(self, params: dict, inputs: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
+        out = self.outputs(params, inputs)
+        return out["loss"], out
 
     def _found(self, params: dict, ids: jax.Array, mask: jax.Array, prompts: jax.Array, *, s: Any) -> Found:
         p, new = prompts.shape[1], s.max_new_tokens

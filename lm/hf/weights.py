@@ -5,7 +5,9 @@ What is on a host at once is one tensor, read as a view of its file, and the par
 
 from __future__ import annotations
 
+import collections
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ from lm.hf.table import Slot
 
 Shape = tuple[int, ...]
 
+# Up to here numpy's slow cast and copy take less time than XLA needs to compile the program that does it on devices.
+HOST_BYTES = 2**24
+
 
 def read_params(
     slots: Mapping[str, Slot],
@@ -29,15 +34,25 @@ def read_params(
 ) -> dict:
     """The nested dict of parameters on the devices of `shardings` (by path); `read` gives a stored tensor.
 
-    A tensor goes to the devices as it is stored, each its own part: the runtime copies a transposed view several times
-    as fast as numpy does, fewer bytes travel where a tensor is smaller than `dtype`, and the cast is part of the copy
-    to its place.
+    An array of up to HOST_BYTES is put together on the host. The tensors of a larger one go to the devices as they are
+    stored, each device its own part: the runtime copies a transposed view several times as fast as numpy does, fewer
+    bytes travel where a tensor is smaller than `dtype`, and the cast is part of the copy to its place.
     """
+    left = collections.Counter(path for slot in slots.values() for path in slot.row.paths)
+    host: dict[str, np.ndarray] = {}
     arrays: dict[str, jax.Array] = {}
     filled: jax.Array | None = None
     for name, slot in slots.items():
         for path, part in slot.to_ours(read(name), shapes).items():
             shape, sharding = shapes[path], shardings[path]
+            left[path] -= 1
+            if math.prod(shape) * np.dtype(dtype).itemsize <= HOST_BYTES:
+                if path not in host:
+                    host[path] = np.empty(shape, dtype)
+                host[path][slot.index] = part
+                if not left[path]:
+                    arrays[path] = jax.make_array_from_callback(shape, sharding, host.pop(path).__getitem__)
+                continue
             piece = _piece(part, shape, sharding)
             if filled is not None:
                 filled.block_until_ready()  # else a fast reader piles up pieces in memory
@@ -50,8 +65,18 @@ def write_items(
     slots: Mapping[str, Slot], flat: Mapping[str, jax.Array], dtypes: Mapping[str, np.dtype]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor to store) of all slots in their order; flat: path -> our array; dtypes: by name."""
+    host: dict[str, np.ndarray] = {}  # small arrays of the row that is being written, whose slots stand together
     for name, slot in slots.items():
-        parts = {p: np.asarray(jax.device_get(flat[p][slot.index])) for p in slot.row.paths}
+        if host.keys() - set(slot.row.paths):
+            host = {}
+        parts = {}
+        for path in slot.row.paths:
+            if flat[path].nbytes > HOST_BYTES:
+                parts[path] = np.asarray(jax.device_get(flat[path][slot.index]))
+                continue
+            if path not in host:
+                host[path] = np.asarray(jax.device_get(flat[path]))
+            parts[path] = host[path][slot.index]
         yield name, np.ascontiguousarray(slot.to_theirs(parts)).astype(dtypes[name], copy=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -126,7 +127,16 @@ class Abstract(NamedTuple):
 
 
 def abstract(model: Model) -> Abstract:
-    """The parameter tree of `model`; touches no device."""
+    """The parameter tree of `model`; touches no device. What is returned is shared among callers: do not change it."""
+    try:
+        hash(model)
+    except TypeError:  # a class of the user's with a list or dict among its fields
+        return _abstract.__wrapped__(model)
+    return _abstract(model)
+
+
+@functools.lru_cache(maxsize=64)  # tracing takes 0.1 to 1 s, and a start asks for the same model in several places
+def _abstract(model: Model) -> Abstract:
     graphdef, tree, infos = params.split(nnx.eval_shape(lambda: model.build(nnx.Rngs(0))))
     tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), tree)
     return Abstract(graphdef, tree, infos)
