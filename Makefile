@@ -12,12 +12,14 @@ BIN := .venv/bin
 CORE := .venv/.installed
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help install quickstart test lint format type bench constraints clean
+.PHONY: help install quickstart test test-slow durations lint format type bench constraints clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train, evaluate and sample from a small model on this machine"
-	@echo "make test         run the tests; EXTRAS=dev leaves out torch and the tests that need it"
+	@echo "make test         run the tests but the slow ones; EXTRAS=dev leaves out torch and the tests that need it"
+	@echo "make test-slow    run the slow ones: whole runs in processes of their own, killed ones, imports of every model"
+	@echo "make durations    run all tests and store how long each file takes, by which they are scheduled"
 	@echo "make lint type    check style and types"
 	@echo "make format       rewrite the code in the project's style"
 	@echo "make bench        run every benchmark in tools/bench"
@@ -47,8 +49,16 @@ quickstart: $(CORE)
 	$(BIN)/lm eval runs/quickstart
 	$(BIN)/lm generate runs/quickstart "def read_lines(path):"
 
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS)
+
+durations: $(STAMP)
+	$(PYTEST) --store-durations $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -1,23 +1,105 @@
-"""Tests run on 8 virtual CPU devices, and share what they compile; set up before JAX is imported."""
+"""Tests run on 8 virtual CPU devices, in groups that share what they compile; set up before JAX is imported.
 
+A group goes to one worker: by default a file, with its fixtures, and for the models of `tests/hf/made.py` each model.
+Groups start in the order of `durations.json`, the longest first, so that no long one is left at the end.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
 import os
+import time
 from pathlib import Path
 
+import pytest
+
+from tests.processes import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-_FLAG = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
-# The same programs are compiled again and again: by workers, by tests, by the processes that tests start.
+os.environ["XLA_FLAGS"] = xla_flags(8)
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch, whose threads would wait for each other on cores that workers share
+# What compiles slowly is kept: for other workers, and for the processes that tests start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+ROOT = Path(__file__).parent.parent
+DURATIONS = Path(__file__).parent / "durations.json"  # test file -> seconds of all its cases, by `make durations`
+LIMIT_S = 10.0  # of a case without the marker slow
+
 MAPS = Path("/proc/self/maps")
 MANY = 20_000  # of the 65,530 memory maps that Linux gives a process; every compiled program takes some
+LOOK_EVERY = 25  # cases: reading the list of maps takes some milliseconds
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-durations", action="store_true", help="write tests/durations.json")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seconds = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_file(item.nodeid)))
+    groups: dict[str, float] = {}
+    for item in items:
+        groups.setdefault(_group(item), seconds.get(_file(item.nodeid), 0.0))
+    items.sort(key=lambda item: (-groups[_group(item)], _group(item)))  # stable: a group keeps the order of its file
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return marker.args[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """Fails a case that is too slow for the half it is in. Of the time on the clock and that on the cores the smaller
+    counts, which a machine that others use too does not stretch much."""
+    clock, cores = time.perf_counter(), time.process_time()
+    result = yield
+    seconds = min(time.perf_counter() - clock, time.process_time() - cores)
+    if seconds > LIMIT_S and item.get_closest_marker("slow") is None:
+        pytest.fail(
+            f"{item.nodeid} took {seconds:.1f} s, expected at most {LIMIT_S:.0f}; make it smaller or mark it slow"
+        )
+    return result
+
+
+class _Durations:
+    """Sums what each file took, in the process that hears of all workers."""
+
+    def __init__(self) -> None:
+        self.seconds: collections.Counter[str] = collections.Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[_file(report.nodeid)] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+        known = {name: s for name, s in known.items() if (ROOT / name).exists()}
+        known |= {name: round(s, 1) for name, s in self.seconds.items()}
+        DURATIONS.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--store-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Durations())
+
+
+_cases = 0
 
 
 def pytest_runtest_teardown() -> None:
     """Drops compiled programs before there are so many that XLA cannot map another, and crashes."""
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
+    global _cases
+    _cases += 1
+    if _cases % LOOK_EVERY == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
         import gc
 
         import jax

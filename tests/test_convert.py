@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import json
 import shutil
 import warnings
@@ -22,6 +20,7 @@ from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config, Train, resolved
 from lm.data import Stream, Tokenizer, open_corpus
 from lm.errors import UserError
+from lm.hf import weights
 from lm.mesh import Mesh
 from lm.models import GPT2, T5, Bart, Bert, Llama, Mixtral, Transformer, WordsAndPair
 from lm.nn.param import paths
@@ -30,6 +29,7 @@ from lm.optim import AdamW
 from lm.training import loop
 from lm.training.setup import Setup
 from tests.hf.cases import CASES, reference
+from tests.hf.conftest import cases  # noqa: F401
 from tests.models.reference import random_params
 from tests.training.conftest import VOCAB_SIZE, corpus  # noqa: F401
 
@@ -48,16 +48,9 @@ CHOSEN = [pytest.param(n, marks=() if n in FEW.replace("\n", " ").split(" | ") e
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(cases):  # noqa: F811
     """name, dtype -> the folder that transformers writes of a case; not to be changed."""
-
-    @functools.cache
-    def make(name: str, dtype: str = "float32") -> Path:
-        path = tmp_path_factory.mktemp("hf")
-        copy.deepcopy(reference(name)).to(getattr(torch, dtype)).save_pretrained(path)
-        return path
-
-    return make
+    return cases.folder
 
 
 def copied(source: Path, target: Path, **fields) -> Path:
@@ -149,13 +142,20 @@ def test_each_tensor_keeps_its_own_dtype(folder, tmp_path):
     assert_bit_equal(mixed, tensors(tmp_path / "out"))
 
 
-def test_a_run_restores_the_weights_where_its_mesh_has_them(tmp_path):
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_run_restores_the_weights_where_its_mesh_has_them(tmp_path, monkeypatch, on_host):
+    """Arrays that are put together on the host, and those that are filled on the devices."""
+    if not on_host:
+        monkeypatch.setattr(weights, "HOST_BYTES", 0)
     config = transformers.LlamaConfig(
         vocab_size=98, hidden_size=24, intermediate_size=42, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=10,
     )  # fmt: skip
     source = saved(transformers.LlamaForCausalLM(config).bfloat16(), tmp_path / "source")
     convert.import_hf(source, tmp_path / "run", ["mesh.fsdp=4", "mesh.tensor=2"])
+    convert.export_hf(tmp_path / "run", tmp_path / "out")
+    assert_bit_equal(tensors(source), tensors(tmp_path / "out"))
+    monkeypatch.undo()
     expected = paths(hf.load(source).params)
     for run in (lm.restore(tmp_path / "run"), lm.restore(tmp_path / "run", overrides=["mesh.fsdp=2", "mesh.data=2"])):
         for path, leaf in paths(run.params).items():

@@ -31,10 +31,10 @@ def measure(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         reference(name).save_pretrained(folder)
         model = hf.load(folder)
-        outputs = compare.outputs(name, model)
+        outputs, gradients = compare.differences(name, model)
         found = {"logits": max(v for k, v in outputs.items() if "logits" in k), "loss": outputs["loss"]}
         found["states"] = max(v for k, v in outputs.items() if "hidden" in k)
-        found["gradients"] = max(compare.gradients(name, model).values())
+        found["gradients"] = max(gradients.values())
         if name in EACH:
             ours, theirs = compare.losses_of_adamw(name, model)
             found["AdamW"] = float(np.abs(np.array(ours) - theirs).max())

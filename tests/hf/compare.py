@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lm import hf
 from tests.hf.cases import CASES, ENCODER_DECODERS, inputs, real, reference, rows
 
 NOT_COMPARED = ("past_key_values", "router_logits")
+# Numbers in the largest case, and some more: one compiled update serves all of them.
+UPDATED = 2**17
+
+
+class Differences(NamedTuple):
+    """outputs: output -> difference at the tokens that are no padding, `hidden_states 2` for one of several. gradients:
+    tensor -> difference of the gradients of the loss, relative to the largest entry of each."""
+
+    outputs: dict[str, float]
+    gradients: dict[str, float]
 
 
 def tensors(batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -26,33 +37,32 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
 
 
-def outputs(name: str, model: hf.Model) -> dict[str, float]:
-    """Output -> difference at the tokens that are no padding; `hidden_states 2` for one of several."""
-    import torch
+def differences(name: str, model: hf.Model) -> Differences:
+    """Outputs, loss and gradients: one program here, one forward and backward pass there."""
+    theirs_model, batch = reference(name), inputs(name)
+    theirs_model.zero_grad()
+    theirs = theirs_model(**tensors(batch), output_hidden_states=True)
+    theirs.loss.backward()
+    grads = {n: p.grad.numpy() for n, p in theirs_model.named_parameters() if p.grad is not None}
+    ours, our_grads = model.outputs_and_grad(**batch)
+    return Differences(_outputs(name, batch, ours, theirs), _gradients(our_grads, by_stored_name(grads, model)))
 
-    batch = inputs(name)
-    with torch.no_grad():
-        theirs = reference(name)(**tensors(batch), output_hidden_states=True)
-    ours, found = model(**batch), {}
+
+def _outputs(name: str, batch: dict[str, np.ndarray], ours: dict[str, Any], theirs: Any) -> dict[str, float]:
+    found = {}
     for key in theirs:
         if key in NOT_COMPARED or theirs[key] is None:
             continue
         assert key in ours, f"{key}: not returned"
         several = isinstance(theirs[key], tuple)
         for i, (a, b) in enumerate(zip(ours[key], theirs[key], strict=True) if several else [(ours[key], theirs[key])]):
-            b = b.numpy()
+            b = b.detach().numpy()
             at = real(name, batch, b.shape) if b.ndim else ...
             found[f"{key} {i}" if several else key] = difference(a[at], b[at])
     return found
 
 
-def gradients(name: str, model: hf.Model) -> dict[str, float]:
-    """Tensor -> difference of the gradients of the loss, relative to the largest entry of each."""
-    theirs_model, batch = reference(name), inputs(name)
-    theirs_model.zero_grad()
-    theirs_model(**tensors(batch)).loss.backward()
-    grads = {n: p.grad.numpy() for n, p in theirs_model.named_parameters() if p.grad is not None}
-    ours, theirs = model.grad(**batch), by_stored_name(grads, model)
+def _gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
     assert theirs.keys() <= ours.keys(), theirs.keys() - ours.keys()
     largest = max(np.abs(g).max() for g in theirs.values())
     found = {}
@@ -84,9 +94,17 @@ def by_stored_name(grads: dict[str, np.ndarray], model: hf.Model) -> dict[str, n
     return out
 
 
+ADAMW = optax.adamw(3e-3, weight_decay=0.1)
+
+
+@jax.jit
+def _update(params: jax.Array, grads: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    updates, state = ADAMW.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
 def losses_of_adamw(name: str, model: hf.Model, steps: int = 6) -> tuple[list[float], list[float]]:
-    """(ours, theirs): the loss before each step on one batch, without dropout."""
-    import optax
+    """(ours, theirs): the loss before each step on one batch, without dropout. `model` is as before afterwards."""
     import torch
 
     batch = inputs(name)
@@ -102,20 +120,27 @@ def losses_of_adamw(name: str, model: hf.Model, steps: int = 6) -> tuple[list[fl
         adamw.step()
         theirs.append(loss.item())
 
-    arrays = {k: jnp.asarray(v) for k, v in batch.items()}
-    tx = optax.adamw(3e-3, weight_decay=0.1)
-
-    @jax.jit
-    def step(params, state):
-        loss, grads = jax.value_and_grad(lambda p: model.outputs(p, arrays)["loss"])(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    params, state, ours = model.params, tx.init(model.params), []
+    before = model.state_dict()
+    state, ours = ADAMW.init(jnp.zeros(UPDATED)), []
     for _ in range(steps):
-        params, state, loss = step(params, state)
-        ours.append(float(loss))
+        out, grads = model.outputs_and_grad(**batch)
+        ours.append(float(out["loss"]))
+        weights = model.state_dict()
+        flat = {n: weights[n] for n in grads}
+        updated, state = _update(_vector(flat), _vector(grads), state)
+        model.load_state_dict(weights | _split(np.asarray(updated), flat))
+    model.load_state_dict(before)
     return ours, theirs
+
+
+def _vector(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    flat = np.concatenate([x.ravel() for x in arrays.values()])
+    return np.pad(flat, (0, UPDATED - flat.size))
+
+
+def _split(vector: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ends = np.cumsum([x.size for x in like.values()])
+    return {n: part.reshape(x.shape) for (n, x), part in zip(like.items(), np.split(vector, ends))}
 
 
 def sequences(name: str, model: hf.Model, **options: Any) -> tuple[np.ndarray, np.ndarray]:

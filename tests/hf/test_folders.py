@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 import warnings
@@ -18,6 +17,7 @@ from lm.hf import export
 from lm.hf.folder import open_folder
 from lm.nn.param import paths
 from tests.hf.cases import CASES, inputs, reference
+from tests.hf.made import model_cases
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
@@ -26,16 +26,9 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(cases):
     """name -> the folder that transformers writes of a case; not to be changed."""
-
-    @functools.cache
-    def make(name: str) -> Path:
-        path = tmp_path_factory.mktemp("hf")
-        reference(name).save_pretrained(path)
-        return path
-
-    return make
+    return cases.folder
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -68,9 +61,9 @@ def loads_quietly(name: str, path: Path, caplog):
     return model
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_folder_comes_back_bit_equal_and_loads_without_a_warning(name, folder, tmp_path, caplog):
-    hf.save(hf.load(folder(name)), tmp_path / "out")
+@model_cases(*CASES)
+def test_a_folder_comes_back_bit_equal_and_loads_without_a_warning(name, folder, cases, tmp_path, caplog):
+    hf.save(cases.loaded(name), tmp_path / "out")
     before = safetensors.load_file(folder(name) / "model.safetensors")
     after = safetensors.load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -81,10 +74,10 @@ def test_a_folder_comes_back_bit_equal_and_loads_without_a_warning(name, folder,
     np.testing.assert_allclose(their_logits(model, name), their_logits(reference(name), name), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_config_written_from_the_model_alone_gives_the_same_logits(name, folder, tmp_path, caplog):
+@model_cases(*CASES)
+def test_a_config_written_from_the_model_alone_gives_the_same_logits(name, cases, tmp_path, caplog):
     """As a model that was trained here is exported: nothing of the old config.json is used but the special ids."""
-    model = hf.load(folder(name))
+    model = cases.loaded(name)
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     ids = {k: model.config[k] for k in names if k in model.config}
     if model.model.family == "decoder" and model.model.max_seq_len is None:
@@ -286,9 +279,9 @@ def test_an_error_while_writing_leaves_nothing_behind(folder, tmp_path, monkeypa
         (dict(attention_mask=[[1]]), "input_ids: expected"),
     ],
 )
-def test_a_wrong_argument_is_named(call, message, folder):
+def test_a_wrong_argument_is_named(call, message, cases):
     with pytest.raises(UserError, match=message):
-        hf.load(folder("llama"))(**{k: np.array(v) for k, v in call.items()})
+        cases.loaded("llama")(**{k: np.array(v) for k, v in call.items()})
 
 
 def test_weights_can_be_taken_out_and_put_in_by_name(folder):

@@ -19,19 +19,13 @@ pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    @functools.cache
-    def make(name: str):
-        path = tmp_path_factory.mktemp("hf")
-        reference(name).save_pretrained(path)
-        return path
-
-    return make
+def folder(cases):
+    return cases.folder
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
-    return functools.cache(lambda name: hf.load(folder(name)))
+def loaded(cases):
+    return cases.loaded
 
 
 def theirs(name: str, call, **batch):

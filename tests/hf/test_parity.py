@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
+import jax
 import numpy as np
 import pytest
 
-from lm import hf
 from tests.hf import compare
-from tests.hf.cases import ALIKE, CASES, EACH, GENERATORS, reference
+from tests.hf.cases import ALIKE, CASES, EACH, GENERATORS, inputs
+from tests.hf.made import model_cases
 
 pytestmark = pytest.mark.hf
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    @functools.cache
-    def load(name: str) -> hf.Model:
-        folder = tmp_path_factory.mktemp("hf")
-        reference(name).save_pretrained(folder)
-        return hf.load(folder)
-
-    return load
 
 
 def assert_below(differences: dict[str, float], limit: float) -> None:
@@ -32,25 +20,34 @@ def assert_below(differences: dict[str, float], limit: float) -> None:
     assert differences[worst] < limit, f"{worst}: differs by {differences[worst]:.2e}"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_hidden_states_and_loss_agree(name, loaded):
-    assert_below(compare.outputs(name, loaded(name)), CASES[name].atol)
+@model_cases(*CASES)
+def test_outputs_hidden_states_and_loss_agree(name, cases):
+    assert_below(cases.differences(name).outputs, CASES[name].atol)
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - ALIKE))
-def test_gradients_agree(name, loaded):
-    assert_below(compare.gradients(name, loaded(name)), 1e-3)
+@model_cases(*sorted(CASES.keys() - ALIKE))
+def test_gradients_agree(name, cases):
+    assert_below(cases.differences(name).gradients, 1e-3)
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_six_steps_of_adamw_have_the_same_losses(name, loaded):
-    ours, theirs = compare.losses_of_adamw(name, loaded(name))
+@model_cases("llama", "bert", "t5", "mixtral")  # one of each kind of forward pass
+def test_the_call_gives_what_comes_beside_the_gradients(name, cases):
+    batch = inputs(name)
+    alone, beside = cases.loaded(name)(**batch), cases.loaded(name).outputs_and_grad(**batch)[0]
+    assert jax.tree.structure(alone) == jax.tree.structure(beside)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(beside), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@model_cases(*EACH)
+def test_six_steps_of_adamw_have_the_same_losses(name, cases):
+    ours, theirs = compare.losses_of_adamw(name, cases.loaded(name))
     assert theirs[-1] < theirs[0] - 0.05
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 4, "length_penalty": 0.7}], ids=["greedy", "beams"])
-@pytest.mark.parametrize("name", [name for name in EACH if name in GENERATORS])
-def test_generated_sequences_are_equal(name, how, loaded):
-    ours, theirs = compare.sequences(name, loaded(name), **how)
+@model_cases(*(name for name in EACH if name in GENERATORS))
+def test_generated_sequences_are_equal(name, how, cases):
+    ours, theirs = compare.sequences(name, cases.loaded(name), **how)
     np.testing.assert_array_equal(ours, theirs)

@@ -9,10 +9,6 @@ import random
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -27,6 +23,7 @@ from lm.data import ExcludeExamples, SentencePiece, Stream, open_corpus
 from lm.errors import EXIT_FINISHED, EXIT_PREEMPTED, UserError
 from lm.training import loop
 from lm.training.loop import NonFiniteLoss, train
+from tests.processes import train_command, until_saved, until_step
 from tests.training.conftest import VOCAB_SIZE
 
 
@@ -45,41 +42,6 @@ def records(workdir: Path, kind: str = "train") -> list[dict]:
 
 def stop_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(distributed.StopSignal, "requested", lambda self, s: s == step)
-
-
-def command(recipe: Path, workdir: Path, *more: str, devices: int = 1) -> subprocess.Popen:
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    args = [sys.executable, "-m", "lm", "train", str(recipe), "--workdir", str(workdir), *more]
-    return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def until(condition: Callable[[], bool], what: str, process: subprocess.Popen) -> None:
-    """Waits for it while the process runs."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        if time.monotonic() > deadline or process.poll() is not None:
-            process.kill()
-            raise AssertionError(f"{what} was not reached: {process.communicate()[0]}")
-        time.sleep(0.01)
-
-
-def until_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
-    path = workdir / "metrics.jsonl"
-
-    def reached() -> bool:
-        return path.exists() and any(json.loads(r)["step"] >= step for r in path.read_text().splitlines()[:-1])
-
-    until(reached, f"step {step}", process)
-
-
-def until_saved(workdir: Path, process: subprocess.Popen) -> None:
-    """A checkpoint is written in the background, under another name, and may be there some steps after its own."""
-    folder = workdir / "checkpoints"
-
-    def saved() -> bool:
-        return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
-
-    until(saved, "a first checkpoint", process)
 
 
 @pytest.fixture(scope="module")
@@ -314,14 +276,14 @@ def test_killed_at_a_random_step_and_restarted_is_bit_equal(config, recipe, tmp_
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=120, log_every=1))
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=2))
     path = recipe(config)
-    killed = command(path, tmp_path / "killed", devices=2)
+    killed = train_command(path, tmp_path / "killed", devices=2)
     until_saved(tmp_path / "killed", killed)
     until_step(tmp_path / "killed", random.SystemRandom().randint(7, 60), killed)
     killed.kill()
     killed.communicate()
     kept = Checkpoints(tmp_path / "killed").latest()
     assert kept is not None and 5 <= kept < 120
-    again, whole = (command(path, tmp_path / name, devices=2) for name in ("killed", "whole"))
+    again, whole = (train_command(path, tmp_path / name, devices=2) for name in ("killed", "whole"))
     outputs = [process.communicate(timeout=300)[0] for process in (again, whole)]
     assert (again.returncode, whole.returncode) == (EXIT_FINISHED, EXIT_FINISHED), outputs
     assert f"resuming at step {kept}" in outputs[0]
@@ -335,7 +297,7 @@ def test_killed_at_a_random_step_and_restarted_is_bit_equal(config, recipe, tmp_
 def test_signal_saves_and_exits_85(config, recipe, tmp_path, number):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=100_000, log_every=1))
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1))
-    process = command(recipe(config), tmp_path / "run", "checkpoint.every=100000")
+    process = train_command(recipe(config), tmp_path / "run", "checkpoint.every=100000")
     until_step(tmp_path / "run", 3, process)
     process.send_signal(number)
     out = process.communicate(timeout=120)[0]

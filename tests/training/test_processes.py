@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,12 +11,7 @@ import pytest
 
 import lm
 from lm.errors import EXIT_FINISHED
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from tests.processes import free_port, train_command
 
 
 @pytest.mark.slow
@@ -30,18 +21,13 @@ def test_two_processes_are_one(config, recipe, tmp_path):
     path = recipe(config)
     two, one = tmp_path / "two", tmp_path / "one"
 
-    def start(workdir, devices, *more):
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        args = [sys.executable, "-m", "lm", "train", str(path), "--workdir", str(workdir), *more]
-        return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
     where = f"127.0.0.1:{free_port()}"
     group = ["--coordinator", where, "--num-processes", "2", "--process-id"]
-    processes = [start(two, 2, *group, str(i)) for i in range(2)]
+    processes = [train_command(path, two, *group, str(i), devices=2) for i in range(2)]
     outputs = [p.communicate(timeout=300)[0] for p in processes]
     assert [p.returncode for p in processes] == [EXIT_FINISHED] * 2, outputs
     assert "2 process(es)" in outputs[0]
-    alone = start(one, 4)
+    alone = train_command(path, one, devices=4)
     output = alone.communicate(timeout=300)[0]
     assert alone.returncode == EXIT_FINISHED, output
 

@@ -1,0 +1,15 @@
+"""The model cases, shared by the tests of a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory):
+    """See `tests.hf.made.Cases`."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tests.hf.made import Cases
+
+    return Cases(tmp_path_factory.mktemp)
