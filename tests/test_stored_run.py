@@ -16,7 +16,7 @@ from lm import config as configs
 from lm.config import Resolved
 from lm.data import open_corpus
 from lm.generation import Sampling
-from lm.training import loop
+from lm.training import loop, train
 
 STORED = Path(__file__).parent / "stored"
 MESH = ("mesh.data=2", "mesh.fsdp=4")
@@ -66,7 +66,7 @@ def test_it_is_evaluated_and_generates(run):
 
 def test_it_is_resumed_on_its_corpus(run, capsys):
     made = {path: path.stat().st_mtime_ns for path in Path("corpus").rglob("*.*")}
-    loop.train(configs.overridden(stored(run), ["train.steps=6", *MESH]), run)
+    train.train(configs.overridden(stored(run), ["train.steps=6", *MESH]), run)
     found = records(run, "train")
     assert sorted(found) == [1, 2, 3, 4, 5, 6]
     for step, numbers in RESUMED.items():
