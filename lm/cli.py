@@ -57,9 +57,9 @@ def _train(args: argparse.Namespace) -> int:
     else:
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
-    from lm.training import loop
+    from lm.training.train import train
 
-    result = loop.train(resolved, args.workdir)
+    result = train(resolved, args.workdir)
     distributed.shutdown()
     return errors.EXIT_PREEMPTED if result.preempted else errors.EXIT_FINISHED
 
@@ -69,8 +69,9 @@ def _eval(args: argparse.Namespace) -> int:
     from lm.data import open_corpus
     from lm.evals import report
     from lm.training import loop
+    from lm.workdir import CONFIG_FILE
 
-    stored = Path(args.workdir) / config.CONFIG_FILE
+    stored = Path(args.workdir) / CONFIG_FILE
     if stored.is_file():
         resolved = config.Resolved.from_json(stored.read_text(), str(stored))
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
@@ -135,7 +136,7 @@ def _prepare(args: argparse.Namespace) -> int:
 def _data_preview(args: argparse.Namespace) -> int:
     from lm import config
     from lm.data import Ramp, Stream, open_corpus
-    from lm.data.preview import preview
+    from lm.data.inspect.preview import preview
 
     resolved = config.resolve(args.recipe, args.overrides).config
     data, corpus = resolved.data, open_corpus(resolved.data)
@@ -147,7 +148,8 @@ def _data_preview(args: argparse.Namespace) -> int:
 
 def _data_where(args: argparse.Namespace) -> int:
     from lm import run
-    from lm.data import Ramp, Stream, inspect, open_corpus
+    from lm.data import Ramp, Stream, open_corpus
+    from lm.data.inspect import provenance
 
     at = run.position(args.workdir, args.step)
     data = at.config.data
@@ -155,42 +157,43 @@ def _data_where(args: argparse.Namespace) -> int:
     for meta in at.metas:
         stream.check(meta.data, meta.examples_seen)
     first, shape = at.examples_seen, Ramp.of(data).shape(at.examples_seen)
-    print(inspect.where(stream, step=args.step, first=first, shape=shape, rows=args.rows, exclude=data.exclude))
+    print(provenance.where(stream, step=args.step, first=first, shape=shape, rows=args.rows, exclude=data.exclude))
     return errors.EXIT_FINISHED
 
 
 def _data_stats(args: argparse.Namespace) -> int:
-    from lm.data import histogram, inspect
+    from lm.data.inspect import histogram, stats
 
     stores = _stores(args)
     if args.png:
         histogram.write_png(stores, args.png)
-    print(inspect.stats(stores))
+    print(stats.stats(stores))
     return errors.EXIT_FINISHED
 
 
 def _data_verify(args: argparse.Namespace) -> int:
-    from lm.data import inspect
+    from lm.data.inspect import stats
 
-    for line in inspect.verify(_stores(args)):
+    for line in stats.verify(_stores(args)):
         print(line, flush=True)
     return errors.EXIT_FINISHED
 
 
 def _stores(args: argparse.Namespace) -> dict[str, Store]:
     """Of a folder as they are; of a recipe those it names, which must be made with its settings."""
-    from lm.data import inspect, open_corpus
-    from lm.data.files import is_remote
+    from lm.data import open_corpus
+    from lm.data.inspect import stats
+    from lm.data.sources.files import is_remote
 
     if os.path.isdir(args.target) or is_remote(args.target):
         if args.overrides:
             raise errors.UserError(
                 f"{args.target}: expected no overrides with a folder, got {args.overrides[0]!r}; name a recipe for them"
             )
-        return inspect.find_stores(args.target)
+        return stats.find_stores(args.target)
     from lm import config
 
-    return inspect.stores_of(open_corpus(config.resolve(args.target, args.overrides).config.data))
+    return stats.stores_of(open_corpus(config.resolve(args.target, args.overrides).config.data))
 
 
 def _import_hf(args: argparse.Namespace) -> int:

@@ -1,9 +1,12 @@
 """Frozen dataclasses to JSON and back, and `a.b=value` overrides: one strict decoder for both.
 
 Every error is a `UserError` that starts with the dotted path. Nothing is coerced but int to float.
-A field annotated with a base dataclass takes any subclass: in JSON by `"_type": "package.module.Class"`,
-on the command line by name (`optim=Lion` keeps what was set in the fields that both classes share) or as a call
-(`optim=Lion(lr=1e-4)`: all else is Lion's default).
+A field annotated with a base dataclass takes any subclass: in JSON by `"_type": "Class"`, or `"package.module.Class"`
+where it is not of this package, on the command line by name (`optim=Lion` keeps what was set in the fields that both
+classes share) or as a call (`optim=Lion(lr=1e-4)`: all else is Lion's default).
+
+Names of our own classes are unique below each base, and stored without their module: a class may move, and what was
+stored is read. `lm.some.module.Class`, as it was stored once, is read by its last part.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 from lm.errors import UserError, did_you_mean
 
 TYPE = "_type"
+OURS = __name__.partition(".")[0]  # this package
 _WORDS = {"true": True, "false": False}
 
 
@@ -37,7 +41,7 @@ def encode(value: Any) -> Any:
     """A dataclass tree as JSON-ready dicts, lists and scalars, with the class of every dataclass."""
     if dataclasses.is_dataclass(value):
         kind = type(value)
-        out = {TYPE: f"{kind.__module__}.{kind.__qualname__}"}
+        out = {TYPE: stored_name(kind)}
         return out | {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [encode(v) for v in value]
@@ -105,12 +109,29 @@ def parse(text: str) -> Any:
         return text
 
 
+def stored_name(kind: type) -> str:
+    """What `encode` writes for a class: its name, with its module where it is not one of ours."""
+    return kind.__name__ if _is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def flatten(encoded: Any, at: str = "") -> dict[str, Any]:
-    """Leaf path -> value of an encoded config, `_type` entries included."""
+    """Leaf path -> value of an encoded config, `_type` entries included, in today's spelling."""
     if isinstance(encoded, dict) and encoded:
         items = [flatten(v, f"{at}.{k}" if at else k) for k, v in encoded.items()]
         return functools.reduce(lambda a, b: a | b, items, {})
-    return {at: encoded}
+    return {at: _today(encoded, at.rpartition(".")[2])}
+
+
+def _today(encoded: Any, key: str = "") -> Any:
+    """Names of our classes without the module that an old file has."""
+    if isinstance(encoded, dict):
+        return {k: _today(v, k) for k, v in encoded.items()}
+    if isinstance(encoded, list):
+        return [_today(v) for v in encoded]
+    if key == TYPE and isinstance(encoded, str):
+        module, _, short = encoded.rpartition(".")
+        return short if _is_module_of_ours(module) else encoded
+    return encoded
 
 
 def field_types(kind: type) -> dict[str, Any]:
@@ -222,7 +243,7 @@ def _carry(kind: Any, old: Any, value: Any, at: str) -> Any:
     if isinstance(value, str) and not isinstance(value, _NoneWord) and str not in typing.get_args(kind):
         new = resolve_class(bases[0], value, at)
         needed = {f.name: _required(f) for f in dataclasses.fields(new)}
-        kept = {TYPE: _path(new)}
+        kept = {TYPE: stored_name(new)}
         for f in dataclasses.fields(old) if dataclasses.is_dataclass(old) else ():
             v = getattr(old, f.name)
             if f.name in needed and (needed[f.name] or not is_default(f, v)):
@@ -233,14 +254,18 @@ def _carry(kind: Any, old: Any, value: Any, at: str) -> Any:
 
 def resolve_class(base: type, name: Any, at: str) -> type:
     """The dataclass called `name` (short or dotted) that is `base` or one of its subclasses."""
-    known = {c.__name__: c for c in _subclasses(base)}
+    known = {c.__name__: c for c in sorted(_subclasses(base), key=_is_ours)}  # ours last: a bare name means them first
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise UserError(
             f"{at}: expected the name of a class or Name(field=value), got {name!r}; {_known_classes(base)}"
         )
+    module, _, short = name.rpartition(".")
+    if _is_module_of_ours(module):
+        name, module = short, ""
     if name in known:
         return known[name]
-    module, _, short = name.rpartition(".")
+    if name == base.__name__:
+        return base
     if not module:
         raise UserError(f"{at}: no {base.__name__} is called {name!r}{did_you_mean(name, known)}")
     try:
@@ -262,6 +287,14 @@ def _subclasses(base: type) -> list[type]:
     return [c for c in below(base) if not c.__name__.startswith("_")] or [base]
 
 
+def _is_ours(kind: type) -> bool:
+    return _is_module_of_ours(kind.__module__)
+
+
+def _is_module_of_ours(module: str) -> bool:
+    return module.partition(".")[0] == OURS
+
+
 def _literal(node: ast.expr) -> Any:
     match node:
         case ast.Name(id=word):
@@ -278,10 +311,6 @@ def _literal(node: ast.expr) -> Any:
 
 def _required(f: dataclasses.Field) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _way_out(kind: Any, value: Any, at: str) -> str:

@@ -11,7 +11,9 @@ from lm.config import Resolved
 from lm.errors import UserError
 from lm.mesh import layout
 from lm.models import base as models
-from lm.training.setup import device_bytes
+from lm.models import cost
+from lm.training.memory import device_bytes
+from lm.workdir import CONFIG_FILE
 
 
 def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None = None) -> str:
@@ -22,13 +24,13 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
     config = resolved.config
     model = models.abstract(config.model)
     seq_len = config.data.seq_len
-    flops = models.flops_per_token(config.model, model.infos, seq_len, config.objective.row(seq_len))
+    flops = cost.flops_per_token(config.model, model.infos, seq_len, config.objective.row(seq_len))
     n = n_devices or config.mesh.min_devices
     configs.check_mesh(config, n)
     memory = device_bytes(config, n)
     tokens = config.data.batch_size * seq_len
     lines = [*_values(resolved), ""]
-    parameters, active = models.count(model.infos), models.count_active(config.model, model.infos)
+    parameters, active = cost.count(model.infos), cost.count_active(config.model, model.infos)
     halved = flops.causal != flops.full
     facts = {
         "parameters": f"{parameters:,}" + (f", {active:,} active for a token" if active != parameters else ""),
@@ -49,7 +51,7 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
 
 
 def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
-    stored = Path(target) / configs.CONFIG_FILE
+    stored = Path(target) / CONFIG_FILE
     if not stored.is_file():
         return configs.resolve(target, overrides)
     return configs.overridden(Resolved.from_json(stored.read_text(), str(stored)), overrides)

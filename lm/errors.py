@@ -1,9 +1,10 @@
-"""The error a user can mend, and the exit codes a launcher acts on."""
+"""The error a user can mend, checks that raise it, and the exit codes a launcher acts on."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1  # anything unexpected: a bug, an unknown exception
@@ -29,3 +30,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def at_least_one(section: str, node: Any, *names: str) -> None:
+    """Refuses fields below 1."""
+    for name in names:
+        if getattr(node, name) < 1:
+            raise UserError(f"{section}.{name}: expected at least 1, got {getattr(node, name)}")
+
+
+def not_negative(section: str, node: Any, *names: str) -> None:
+    """Refuses fields below 0."""
+    for name in names:
+        if getattr(node, name) < 0:
+            raise UserError(f"{section}.{name}: expected 0 or more, got {getattr(node, name)}")
+
+
+def positive(section: str, node: Any, *names: str) -> None:
+    """Refuses fields that are neither None nor at least 1."""
+    for name in names:
+        value = getattr(node, name)
+        if value is not None and value < 1:
+            raise UserError(f"{section}.{name}: expected a positive number, got {value}")

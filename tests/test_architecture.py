@@ -1,6 +1,7 @@
 """The rules of ARCHITECTURE.md that a reader of one file cannot see, checked on the syntax trees."""
 
 import ast
+import collections
 import functools
 import subprocess
 import sys
@@ -15,17 +16,18 @@ LM = sorted(p for p in (ROOT / "lm").rglob("*.py"))
 # Imports go from a layer to those above it in this list, or stay inside one package. A new module goes in here.
 LAYERS = (
     {"errors"},
-    {"codec", "mesh", "distributed", "compilation"},
-    {"sharding"},
+    {"codec", "files", "mesh", "distributed", "hardware", "compilation"},
+    {"workdir", "sharding"},
     {"nn"},
     {"models", "data", "optim", "checkpoint"},
     {"objectives", "generation", "lora"},
-    {"evals", "hf"},
+    {"hf"},
+    {"evals"},
     {"config"},
     {"training"},
-    {"describe", "run", "aot"},
+    {"describe", "run", "aot", "planner"},
     {"convert"},
-    {"cli"},
+    {"serve", "cli"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -55,6 +57,9 @@ NNX_PLACES = {
     "hf": {"merge"},
 }
 
+MOST_FILES, MOST_LINES = 22, 400
+ONE_FILE_A_FAMILY = {"lm/models", "lm/hf/families"}  # may hold more files
+
 READS_ENVIRONMENT = {"lm/distributed.py", "lm/data/tf.py"}
 
 
@@ -79,6 +84,21 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from ((node.lineno, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names)
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file; of a package its __init__."""
+    return {name(p).removesuffix(".py").removesuffix("/__init__").replace("/", "."): p for p in LM}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Those of lm that a file imports, wherever in it."""
+    found = set()
+    for _, imported in imports(path):
+        whole = imported if imported in modules() else imported.rpartition(".")[0]
+        found |= {whole} & modules().keys()
+    return found
 
 
 def roots(path: Path) -> set[str]:
@@ -113,6 +133,29 @@ def test_imports_go_downward(path):
     assert not wrong
 
 
+def test_no_module_imports_itself_by_way_of_others():
+    """Not even where the import stands in a function, or is for types alone."""
+    edges = {module: imported_modules(path) - {module} for module, path in modules().items()}
+    done: set[str] = set()
+
+    def walk(module: str, behind: tuple[str, ...]) -> None:
+        assert module not in behind, " -> ".join([*behind[behind.index(module) :], module])
+        if module not in done:
+            for further in sorted(edges[module]):
+                walk(further, (*behind, module))
+            done.add(module)
+
+    for module in edges:
+        walk(module, ())
+
+
+def test_folders_and_files_are_small():
+    files = collections.Counter(name(path.parent) for path in LM)
+    assert {folder: n for folder, n in files.items() if n > MOST_FILES}.keys() <= ONE_FILE_A_FAMILY
+    lines = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in LM}
+    assert not {path: n for path, n in lines.items() if n > MOST_LINES}
+
+
 def test_imports_in_lm_are_absolute():
     for path in LM:
         levels = {node.level for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)}
@@ -129,7 +172,7 @@ def test_data_never_meets_models_and_models_never_meet_data():
     for path in LM:
         used = {imported.split(".")[1] for _, imported in imports(path) if imported.startswith("lm.")}
         if unit(path) == "data":
-            assert used <= {"data", "errors"}, name(path)
+            assert used <= {"data", "errors", "files"}, name(path)
         if unit(path) == "models":
             assert used <= {"models", "nn", "sharding", "errors"}, name(path)
 
@@ -144,7 +187,7 @@ def test_tensorflow_is_imported_by_data_alone_and_never_at_the_top_of_its_packag
 
 def test_data_but_for_its_loader_imports_no_framework():
     for path in LM:
-        if unit(path) == "data" and path.name != "loader.py":
+        if unit(path) == "data" and path.parent.name != "loader":
             assert not roots(path) & {"jax", "flax", "torch"}, name(path)
 
 

@@ -1,6 +1,7 @@
 """The codec over a small family of dataclasses that has one of everything a config may hold."""
 
 import dataclasses
+import gc
 import json
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from lm import codec
 from lm.errors import UserError
+from lm.optim import AdamW, Cosine, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,11 @@ class Tree:
     bounds: Bounds | str = Bounds()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """What classes elsewhere are of."""
+
+
 PATH = f"{__name__}."
 TREE = Tree(shapes={"a": Circle(radius=1.5), "b": Square(side=7)}, weights={"x": 0.25}, spare=Circle(radius=3.0))
 
@@ -119,6 +126,38 @@ def test_encode_writes_the_class_of_every_dataclass_and_plain_json_otherwise():
         "spare": None,
         "bounds": {"_type": PATH + "Bounds", "low": 0, "high": 10},
     }
+
+
+def test_a_class_of_ours_is_stored_without_its_module_and_may_move():
+    assert codec.encode(AdamW(lr=0.5))["_type"] == "AdamW"
+    for name in ("AdamW", "lm.optim.optimizers.AdamW", "lm.some.module.that.was.AdamW"):
+        assert codec.decode(Optimizer, {"_type": name, "lr": 0.5}) == AdamW(lr=0.5)
+        assert codec.flatten({"optim": {"_type": name}, "all": [{"_type": name}]}) == {
+            "optim._type": "AdamW",
+            "all": [{"_type": "AdamW"}],
+        }
+    with pytest.raises(UserError, match=r"^optim: no Optimizer is called 'AdmW'; did you mean 'AdamW'\?$"):
+        codec.decode(Optimizer, {"_type": "lm.optim.optimizers.AdmW", "lr": 0.5}, "optim")
+
+
+def test_a_class_of_ours_with_subclasses_of_others_is_found_by_its_name():
+    class Mine(Cosine):
+        pass
+
+    assert codec.decode(Cosine, codec.encode(Cosine(warmup_steps=3))) == Cosine(warmup_steps=3)
+    del Mine
+    gc.collect()  # no class that other tests see
+
+
+def test_a_class_of_others_is_stored_with_its_module_which_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere_of_test_codec.py").write_text(
+        f"from dataclasses import dataclass\nfrom {__name__} import Open\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Far(Open):\n    more: int = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = {"_type": "elsewhere_of_test_codec.Far", "more": 2}
+    found = codec.decode(Open, tree)
+    assert (type(found).__name__, codec.encode(found)) == ("Far", tree)
 
 
 @given(trees)

@@ -16,8 +16,10 @@ from flax import nnx
 
 import lm
 from lm import cli, convert, hf
+from lm import workdir as lm_workdir
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config, Train, resolved
+from lm.convert import folders
 from lm.data import Stream, Tokenizer, open_corpus
 from lm.errors import UserError
 from lm.hf import weights
@@ -26,7 +28,8 @@ from lm.models import GPT2, T5, Bart, Bert, Llama, Mixtral, Transformer, WordsAn
 from lm.nn.param import paths
 from lm.objectives import CausalLM, Denoising, MaskedLM, Seq2Seq, SpanCorruption
 from lm.optim import AdamW
-from lm.training import loop
+from lm.training import start as training_start
+from lm.training import train
 from lm.training.setup import Setup
 from tests.hf.cases import CASES, reference
 from tests.hf.conftest import cases  # noqa: F401
@@ -328,7 +331,7 @@ def trained(name: str, data, workdir: Path) -> Tokenizer:
     for part, seed in (("params", 5), ("ema", 6)):
         state[part] = jax.device_put(random_params(config.model, seed), jax.tree.map(lambda a: a.sharding, state[part]))
     tokenizer = open_corpus(data).tokenizer
-    meta = Meta(resolved(config).to_json(), tokenizer.to_bytes(), 0, {}, loop.versions())
+    meta = Meta(resolved(config).to_json(), tokenizer.to_bytes(), 0, {}, lm_workdir.versions())
     checkpoints = Checkpoints(workdir, config.checkpoint)
     checkpoints.save(7, state, meta)
     checkpoints.close()
@@ -398,7 +401,7 @@ def losses(workdir: Path) -> list[float]:
 
 def test_a_run_starts_from_an_import_and_resumes_from_itself(start, tmp_path):
     model, _, config = start
-    loop.train(resolved(config), tmp_path / "run")
+    train.train(resolved(config), tmp_path / "run")
     stream = Stream(open_corpus(config.data).train, weights=None, seq_len=config.data.seq_len, seed=config.data.seed)
     rows = torch.from_numpy(stream.rows(np.arange(config.data.batch_size)).astype(np.int64))
     with torch.no_grad():
@@ -406,7 +409,7 @@ def test_a_run_starts_from_an_import_and_resumes_from_itself(start, tmp_path):
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=0)
     np.testing.assert_allclose(losses(tmp_path / "run")[0], float(expected), rtol=1e-5)
     shutil.rmtree(tmp_path / "imported")
-    loop.train(resolved(dataclasses.replace(config, train=Train(steps=3, log_every=1))), tmp_path / "run")
+    train.train(resolved(dataclasses.replace(config, train=Train(steps=3, log_every=1))), tmp_path / "run")
     assert lm.restore(tmp_path / "run").step == 3
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
 
@@ -414,7 +417,7 @@ def test_a_run_starts_from_an_import_and_resumes_from_itself(start, tmp_path):
 def test_a_run_that_starts_from_weights_has_an_optimizer_and_a_step_of_its_own(start):
     _, workdir, config = start
     setup = Setup.make(config, lm.run.make_mesh(Mesh()))
-    state = loop.initial_state(config, setup)
+    state = training_start.initial_state(config, setup)
     imported = lm.restore(workdir).params
     for part in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, state[part], imported)
@@ -428,12 +431,12 @@ def test_weights_that_do_not_fit_are_refused_with_what_does_not(start, tmp_path)
     _, workdir, config = start
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, d_ff=32))
     with pytest.raises(UserError, match=r"train.init_from: .*down is \(2, 24, 16\) here, expected \(2, 32, 16\)") as e:
-        loop.train(resolved(wide), tmp_path / "run")
+        train.train(resolved(wide), tmp_path / "run")
     assert "set model to" in str(e.value) and "\n" not in str(e.value)
     nowhere = dataclasses.replace(config.train, init_from=str(tmp_path / "no"))
     unprepared = dataclasses.replace(config.data, path=str(tmp_path / "unprepared"))
     with pytest.raises(UserError, match="train.init_from: .*no: expected the folder of a run"):
-        loop.train(resolved(dataclasses.replace(config, data=unprepared, train=nowhere)), tmp_path / "run2")
+        train.train(resolved(dataclasses.replace(config, data=unprepared, train=nowhere)), tmp_path / "run2")
     assert not (tmp_path / "unprepared").exists()
 
 
@@ -441,7 +444,7 @@ def test_an_imported_model_is_not_resumed(start):
     _, workdir, config = start
     before = sorted(p.name for p in workdir.iterdir())
     with pytest.raises(UserError, match=f"{workdir}: expected a new folder .*train.init_from={workdir}"):
-        loop.train(resolved(config), workdir)
+        train.train(resolved(config), workdir)
     assert sorted(p.name for p in workdir.iterdir()) == before
 
 
@@ -504,7 +507,7 @@ def test_an_export_that_fails_leaves_what_was_there(folder, tmp_path, monkeypatc
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "_write_tokenizer", interrupted)
+    monkeypatch.setattr(folders, "_write_tokenizer", interrupted)
     assert command(capsys, "export-hf", tmp_path / "run", tmp_path / "out", "--overwrite")[0] == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]

@@ -33,10 +33,12 @@ from lm.models import (
     Transformer,
     WordsAndPair,
 )
-from lm.models.base import FlopsPerToken, Row, abstract, count, count_active, flops_per_token
+from lm.models.base import abstract
+from lm.models.cost import FlopsPerToken, Row, count, count_active, flops_per_token
 from lm.objectives import CausalLM, Denoising, MaskedLM, Objective, Seq2Seq, SpanCorruption
 from lm.optim import Adafactor, AdamW, Muon
-from lm.training.setup import Setup, device_bytes
+from lm.training.memory import device_bytes
+from lm.training.setup import Setup
 
 RECIPE = """
 from lm.config import Config, Train

@@ -20,8 +20,9 @@ from lm.data import Data, SentencePiece, Stream, Text, prepare
 from lm.describe import describe
 from lm.errors import EXIT_FINISHED, UserError
 from lm.mesh import Mesh
-from lm.models.base import abstract, count, count_active
-from lm.training.loop import train
+from lm.models.base import abstract
+from lm.models.cost import count, count_active
+from lm.training.train import train
 from tests.tolerances import assert_close, assert_equal
 from tests.training import runs
 

@@ -1,19 +1,24 @@
 """Raw text to batches: sources, tokenizer, token stores, and the stream of rows. Importing this loads no framework;
 `lm.data.loader` is the part that needs JAX and tf.data."""
 
-from lm.data.arrow import Arrow, HFDataset, Parquet
-from lm.data.corpus import Corpus, Data, open_corpus
-from lm.data.dedup import NearDuplicates
-from lm.data.exclude import Exclude, ExcludeDocuments, ExcludeExamples
-from lm.data.filters import C4, Filter, Gopher, GopherRepetition, Length, Without
-from lm.data.overlap import Overlap
-from lm.data.prepare import prepare
-from lm.data.ramp import Ramp, Stage
-from lm.data.schedule import Phase
-from lm.data.sources import Docstrings, Jsonl, Source, Stdlib, Text, Tfds
-from lm.data.store import Store
-from lm.data.stream import Stream
-from lm.data.tokenizer import NO_PAD, SentencePiece, SentencePieceTokenizer, Tokenizer
+from lm.data.config import Data
+from lm.data.corpus import Corpus, open_corpus
+from lm.data.documents.filters import C4, Filter, Gopher, GopherRepetition, Length, Without
+from lm.data.documents.near_duplicates import NearDuplicates
+from lm.data.documents.overlap import Overlap
+from lm.data.prepare.passes import prepare
+from lm.data.sources.base import Source
+from lm.data.sources.columns import Arrow, HFDataset, Parquet
+from lm.data.sources.python import Docstrings, Stdlib
+from lm.data.sources.text import Jsonl, Text
+from lm.data.sources.tfds import Tfds
+from lm.data.store.tokens import Store
+from lm.data.stream.batches import Ramp, Stage
+from lm.data.stream.exclude import Exclude, ExcludeDocuments, ExcludeExamples
+from lm.data.stream.mixture import Phase
+from lm.data.stream.stream import Stream
+from lm.data.tokenizer.base import NO_PAD, Tokenizer
+from lm.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
 
 __all__ = [
     "Arrow",

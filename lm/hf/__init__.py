@@ -5,10 +5,10 @@
     model(input_ids=ids)["logits"], model.generate(input_ids=ids, num_beams=4), model.grad(input_ids=ids, labels=ids)
     hf.save(model, folder)
 
-`tensors` reads and writes the files, `table` and a file for each family say what is in them.
+`tensors` reads and writes the files, `families` say what is in them, `face` is what a loaded model is called by.
 """
 
 from lm.hf.export import save
-from lm.hf.model import Model, load
+from lm.hf.face.model import Model, load
 
 __all__ = ["Model", "load", "save"]

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from lm.errors import UserError
-from lm.hf import families, table
+from lm.hf.face.model import DTYPES, Model
+from lm.hf.families import known, table
+from lm.hf.families.table import Slot
 from lm.hf.folder import CONFIG, GENERATION_CONFIG
-from lm.hf.model import DTYPES, Model
-from lm.hf.table import Slot
-from lm.hf.tensors import write_folder, write_tensors
+from lm.hf.tensors.write import write_folder, write_tensors
 from lm.hf.weights import write_items
 from lm.models import Model as ModelConfig
 from lm.models import SequenceLabels
@@ -85,7 +85,7 @@ def config_of(model: ModelConfig, dtype: str, more: Mapping[str, Any]) -> dict[s
     """config.json of a model that was trained here; `more`: special ids and what else the model config does not say."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    family, name = families.of_model(model)
+    family, name = known.of_model(model)
     config: dict[str, Any] = {
         "architectures": [name],
         "model_type": family.model_types[0],
@@ -104,7 +104,7 @@ def layout_of(
     model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: Collection[str] | None = None
 ) -> dict[str, Slot]:
     """Where the parameters of `model` go in a folder; names: of its tensors, if it is to be another than the usual."""
-    family, _ = families.of_model(model)
+    family, _ = known.of_model(model)
     for rows in (family.table, *family.other_tables):
         slots = table.plan(rows(model), shapes)
         if names is None or slots.keys() == set(names):

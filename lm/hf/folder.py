@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError, did_you_mean
-from lm.hf import families, table
-from lm.hf.family import TASKS, Family
-from lm.hf.fields import Fields
-from lm.hf.table import Slot
-from lm.hf.tensors import TensorFolder, open_tensors
+from lm.hf.families import known, table
+from lm.hf.families.family import TASKS, Family
+from lm.hf.families.fields import Fields
+from lm.hf.families.table import Slot
+from lm.hf.tensors.folder import TensorFolder, open_tensors
 from lm.models import Model, SequenceLabels, Task
 from lm.models.base import abstract
 from lm.models.tasks import Labels, Problem
@@ -79,7 +79,7 @@ def open_folder(folder: str | Path) -> Iterator[Opened]:
     """The folder of a model, checked: the config's fields, and names and shapes of all tensors."""
     folder = Path(folder)
     config = read_json(folder / CONFIG)
-    family, ending = families.of_config(config, str(folder / CONFIG))
+    family, ending = known.of_config(config, str(folder / CONFIG))
     task = read_task(config, TASKS[ending], str(folder / CONFIG))
     with open_tensors(folder) as tensors:
         stored = _canonical(tensors, family, folder)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from lm.hf.table import Slot
+from lm.hf.families.table import Slot
 
 Shape = tuple[int, ...]
 

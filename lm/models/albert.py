@@ -7,8 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from lm.errors import UserError
-from lm.models.base import positive
+from lm.errors import UserError, positive
 from lm.models.bert import Bert
 from lm.models.encoder import Encoder
 from lm.nn.activation import ActivationName

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from flax import nnx
 
-from lm.models.base import positive
+from lm.errors import positive
 from lm.models.transformer import Transformer
 from lm.nn.activation import ActivationName
 from lm.nn.block import Block, PostNormBlock

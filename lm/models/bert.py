@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from lm.errors import UserError
-from lm.models.base import Family, Model, positive
+from lm.errors import UserError, positive
+from lm.models.base import Family, Model
 from lm.models.encoder import Encoder
 from lm.models.tasks import SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
 from lm.nn.activation import ACTIVATIONS, Activation, ActivationName

@@ -19,7 +19,8 @@ from lm.nn.embed import Embed, Head, head_fn
 from lm.nn.heads import Linear, LinearHead
 from lm.nn.mask import Mask, causal_mask
 from lm.nn.param import Init, attach
-from lm.nn.position import LearnedPositions, Rope
+from lm.nn.position import LearnedPositions
+from lm.nn.rope import Rope
 from lm.nn.stack import Stack
 
 

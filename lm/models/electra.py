@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lm.errors import UserError
-from lm.models.base import Output, positive
+from lm.errors import UserError, positive
+from lm.models.base import Output
 from lm.models.bert import Bert
 from lm.models.encoder import Encoder, Trunk
 from lm.models.tasks import Task, WordsAndReplaced

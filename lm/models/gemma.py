@@ -13,14 +13,14 @@ from typing import Any
 
 from flax import nnx
 
-from lm.errors import UserError
-from lm.models.base import check_pattern, positive, windowed_layers
+from lm.errors import UserError, positive
+from lm.models.base import check_pattern, windowed_layers
 from lm.models.llama import Llama
 from lm.nn.activation import ActivationName
 from lm.nn.attention import Attention
 from lm.nn.block import Block, Layer
 from lm.nn.norm import RMSNorm
-from lm.nn.position import Rope
+from lm.nn.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ import math
 
 from flax import nnx
 
-from lm.models.base import Model, positive
+from lm.errors import positive
+from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention
@@ -18,7 +19,7 @@ from lm.nn.embed import Embed
 from lm.nn.mlp import MLP
 from lm.nn.norm import LayerNorm
 from lm.nn.param import normal
-from lm.nn.position import Rope
+from lm.nn.rope import Rope
 from lm.nn.stack import Stack
 
 

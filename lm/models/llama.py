@@ -12,8 +12,8 @@ from typing import Any
 
 from flax import nnx
 
-from lm.errors import UserError
-from lm.models.base import Model, positive
+from lm.errors import UserError, positive
+from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention
@@ -22,7 +22,7 @@ from lm.nn.embed import Embed
 from lm.nn.mlp import GatedMLP
 from lm.nn.norm import RMSNorm
 from lm.nn.param import Init, normal
-from lm.nn.position import Rope
+from lm.nn.rope import Rope
 from lm.nn.stack import Stack
 
 

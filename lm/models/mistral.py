@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from lm.models.base import positive, windowed_layers
+from lm.errors import positive
+from lm.models.base import windowed_layers
 from lm.models.llama import Llama
 from lm.nn.block import Layer
 

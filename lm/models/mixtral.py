@@ -6,12 +6,12 @@ import dataclasses
 
 from flax import nnx
 
-from lm.models.base import positive
+from lm.errors import positive
 from lm.models.mistral import Mistral
 from lm.nn.activation import ACTIVATIONS
 from lm.nn.moe import MoE
 from lm.nn.param import normal
-from lm.nn.position import Rope
+from lm.nn.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import math
 
 from flax import nnx
 
-from lm.models.base import Model, positive
+from lm.errors import positive
+from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention

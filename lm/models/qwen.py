@@ -11,8 +11,8 @@ from typing import Any
 
 from flax import nnx
 
-from lm.errors import UserError
-from lm.models.base import check_pattern, positive, windowed_layers
+from lm.errors import UserError, positive
+from lm.models.base import check_pattern, windowed_layers
 from lm.models.decoder import Decoder
 from lm.models.llama import Llama
 from lm.nn.activation import ACTIVATIONS
@@ -21,7 +21,7 @@ from lm.nn.block import Block, Layer
 from lm.nn.moe import MoE
 from lm.nn.norm import RMSNorm
 from lm.nn.param import normal
-from lm.nn.position import Rope
+from lm.nn.rope import Rope
 from lm.nn.stack import Stack
 
 

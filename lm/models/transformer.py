@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from flax import nnx
 
-from lm.errors import UserError
-from lm.models.base import Family, Model, positive
+from lm.errors import UserError, positive
+from lm.models.base import Family, Model
 from lm.models.encoder_decoder import EncoderDecoder, Side, task_labeler
 from lm.models.tasks import TokenLabels, Words
 from lm.nn.activation import ACTIVATIONS, ActivationName

@@ -11,7 +11,7 @@ from flax import nnx
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
 from lm.nn.param import Init, attach, cast, keep, param, zeros
-from lm.nn.position import Rotation, rotate
+from lm.nn.rope import Rotation, rotate
 from lm.sharding import constrain, shards
 
 MAX_BLOCKS = 8  # each is a copy of the attention in the program; (8 + 1) / 16 of the work is left

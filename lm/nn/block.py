@@ -17,7 +17,7 @@ from lm.nn.attention import Attention, KVCache
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
 from lm.nn.param import attach, keep
-from lm.nn.position import Rotation
+from lm.nn.rope import Rotation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.models import Family, Task, Words
-from lm.models.base import Row
+from lm.models.cost import Row
 from lm.nn.moe import Router, balance_loss, z_loss
 from lm.objectives.words import Spelling
 
@@ -110,3 +110,14 @@ def router_loss(router: Router | None, balance: float, z: float) -> jax.Array:
     return balance * balance_loss(total.counts, total.probs, total.n, total.counts.shape[-1]) + z * z_loss(
         total.z, total.n
     )
+
+
+def ids_of_no_text(objective: Objective) -> Iterator[tuple[str, int]]:
+    """(field, id) of the tokens of an objective that stand for no text, of sentinels each from the last on. What ends a
+    document and what is padding are the tokenizer's own."""
+    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    for name in ("mask_id", "cls_id", "sep_id", "prefix_id", "suffix_id", "middle_id", "r_id", "s_id", "x_id"):
+        if name in fields:
+            yield name, fields[name]
+    if (first := fields.get("first_sentinel_id")) is not None:
+        yield from (("first_sentinel_id", i) for i in range(first - fields["n_sentinels"] + 1, first + 1))

@@ -35,9 +35,9 @@ class Packed(NamedTuple):
 def unpack(tokens: jax.Array, start_id: int, pad_id: int) -> Packed:
     """tokens [B,S+1] -> inputs, targets, segments, positions and weights.
 
-    Padding within a row stands for documents left out (`lm.data.exclude`). It is of the segment before it, whose text
-    it comes after, and the separator after it opens the next: no token sees it, and what is predicted from it, that
-    separator, does not count.
+    Padding within a row stands for documents left out (`lm.data.stream.exclude`). It is of the segment before it, whose
+    text it comes after, and the separator after it opens the next: no token sees it, and what is predicted from it,
+    that separator, does not count.
     """
     tokens = constrain(tokens, "act_batch", None)
     inputs, targets = (constrain(t, "act_batch", "act_seq") for t in (tokens[:, :-1], tokens[:, 1:]))

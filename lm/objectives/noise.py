@@ -138,9 +138,10 @@ def closed(tokens: np.ndarray, pad_id: int, start_id: int) -> np.ndarray:
     """Rows [n,W] with their text moved left over the padding in it, so that padding is only at their ends: what an
     objective that rearranges text works on. `tokens` itself where no row has any.
 
-    A document that was left out (`lm.data.exclude`) stands as padding between the separator before it and its own,
-    which opens the next. Of the two the first stays: the row is what it would be had the store never had the document.
-    Where padding is spelt as the separator is, it cannot be told from ends of documents, and rows stay as they are.
+    A document that was left out (`lm.data.stream.exclude`) stands as padding between the separator before it and its
+    own, which opens the next. Of the two the first stays: the row is what it would be had the store never had the
+    document. Where padding is spelt as the separator is, it cannot be told from ends of documents, and rows stay as
+    they are.
     """
     real = tokens != pad_id
     if pad_id == start_id or real.all():

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.models import Family
-from lm.models.base import Row
+from lm.models.cost import Row
 from lm.objectives.base import Loss, Score
 from lm.objectives.prefix_lm import PrefixLM
 from lm.objectives.ul2 import UL2

@@ -1,39 +1,12 @@
-"""What a person sees of a run: progress, metrics.jsonl, TensorBoard, throughput and model FLOPs utilisation."""
+"""How fast a run is: the time spent training, and model FLOPs utilisation."""
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
-
-from lm.models.base import FlopsPerToken
-
-# Dense bfloat16 peak, FLOP/s per device as JAX counts devices, from the vendors' data sheets.
-# A v2 or v3 device is one core of a chip; from v4 on a device is a chip, but v7 again shows two devices a chip.
-PEAK_FLOPS = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA GeForce RTX 4090": 165.2e12,
-}
+from lm.hardware import PEAK_FLOPS
+from lm.models.cost import FlopsPerToken
 
 
 class Utilisation(NamedTuple):
@@ -78,113 +51,3 @@ class _Pause:
 
     def __exit__(self, *_: object) -> None:
         self._timer._start += time.perf_counter() - self._began
-
-
-class Log:
-    """Writes a record to metrics.jsonl, TensorBoard and the terminal. On other processes than the first it is silent.
-
-    A resumed run drops the records after the step it resumes from, so the file reads as one run.
-    """
-
-    def __init__(self, workdir: Path, *, total_steps: int, start_step: int, active: bool = True):
-        self.active = active
-        self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=not active)
-        self._progress: Progress | None = None
-        if not active:
-            return
-        path = workdir / "metrics.jsonl"
-        _truncate(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
-        if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TextColumn("{task.description}"),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self._task = self._progress.add_task("", total=total_steps, completed=start_step)
-            self._progress.start()
-
-    def train(self, step: int, total_steps: int, record: dict[str, Any], eta_s: float) -> None:
-        """One record of a log interval."""
-        if not self.active:
-            return
-        self._write(step, "train", record)
-        mfu = "n/a" if record["mfu"] is None else f"{100 * record['mfu']:.1f}%/{100 * record['mfu_causal']:.1f}%"
-        text = (
-            f"loss {record['loss']:.4f}  {_si(record['tokens_per_s'])} tok/s  mfu {mfu}  lr {record['lr']:.2e}  "
-            f"grad {record['grad_norm']:.2f}"
-        )
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=text)
-        else:
-            self.console.print(f"step {step}/{total_steps}  {text}  eta {duration(eta_s)}")
-
-    def evaluation(self, step: int, record: dict[str, Any], text: str) -> None:
-        """The result of an evaluation."""
-        if self.active:
-            self._write(step, "eval", record)
-            self.print(text)
-
-    def print(self, text: str) -> None:
-        self.console.print(text, markup=False)
-
-    def close(self) -> None:
-        if not self.active:
-            return
-        if self._progress is not None:
-            self._progress.stop()
-        self._file.close()
-        self._tensorboard.close()
-        self.active = False
-
-    def _write(self, step: int, kind: str, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step} | record) + "\n")
-        self._file.flush()
-        for name, value in _scalars(record).items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-        self._tensorboard.flush()
-
-
-def _scalars(record: dict[str, Any], at: str = "") -> dict[str, float]:
-    out: dict[str, float] = {}
-    for k, v in record.items():
-        if isinstance(v, dict):
-            out |= _scalars(v, f"{at}{k}/")
-        elif isinstance(v, (int, float)):
-            out[f"{at}{k}"] = float(v)
-    return out
-
-
-def _truncate(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue  # the half line of a killed run
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
-
-
-def duration(seconds: float) -> str:
-    """`3:07` or `2:05:09`."""
-    s = round(seconds)
-    return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
-
-
-def _si(x: float) -> str:
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if x >= scale:
-            return f"{x / scale:.3g}{unit}"
-    return f"{x:.3g}"

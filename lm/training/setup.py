@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -14,7 +13,7 @@ from jax.typing import DTypeLike
 
 from lm import sharding
 from lm.config import Config
-from lm.data.ramp import Shape
+from lm.data.stream.batches import Shape
 from lm.models import base as models
 from lm.nn import param
 from lm.optim import make_optimizer, state_axes
@@ -42,8 +41,8 @@ class Setup:
         """The parts for `config` on `mesh`, whose devices may be those of a topology that is not here."""
         rules, train = config.rules, config.train
         model = models.abstract(config.model)
-        axes = _map(lambda i: i.axes, model.infos)
-        decay = _map(lambda i: i.decay, model.infos)
+        axes = map_infos(lambda i: i.axes, model.infos)
+        decay = map_infos(lambda i: i.decay, model.infos)
         tx, schedule = make_optimizer(config.optim, train.steps, decay, axes)
         keep_ema = config.optim.ema_decay is not None
 
@@ -139,40 +138,5 @@ def compute_dtype(precision: Precision, mesh: jax.sharding.Mesh) -> DTypeLike:
     return jnp.dtype(precision)
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceBytes:
-    """Bytes on each device while the step runs, without activations."""
-
-    params: int
-    optimizer: int
-    gradients: int
-    ema: int
-
-    @property
-    def total(self) -> int:
-        return self.params + self.optimizer + self.gradients + self.ema
-
-
-def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
-    """By arithmetic from axes and rules, for a mesh that need not exist. Raises where the rules do not fit it."""
-    sizes = config.mesh.sizes(n_devices)
-    model = models.abstract(config.model)
-    axes = _map(lambda i: i.axes, model.infos)
-    tx, _ = make_optimizer(config.optim, config.train.steps, _map(lambda i: i.decay, model.infos), axes)
-    opt = jax.eval_shape(tx.init, model.params)
-
-    def size(abstract, names) -> int:
-        def one(path, leaf, axes):
-            where = jax.tree_util.keystr(path, simple=True, separator=".")
-            spec = sharding.spec_for(config.rules, sizes, axes, leaf.shape, where)
-            return math.prod(sharding.shard_shape(sizes, spec, leaf.shape)) * leaf.dtype.itemsize
-
-        return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, abstract, names)))
-
-    params = size(model.params, axes)
-    optimizer = size(opt, state_axes(tx, model.params, axes))
-    return DeviceBytes(params, optimizer, params, params if config.optim.ema_decay is not None else 0)
-
-
-def _map(f, infos: dict) -> Any:
+def map_infos(f, infos: dict) -> Any:
     return jax.tree.map(f, infos, is_leaf=lambda x: isinstance(x, param.ParamInfo))

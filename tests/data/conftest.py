@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm.data import SentencePiece, Store, Tokenizer
-from lm.data.store import ShardWriter, StoreMeta, write_meta
+from lm.data.store.tokens import ShardWriter, StoreMeta, write_meta
 
 SYLLABLES = (
     "def re turn the of mo del to ken da ta self sha pe ba tch if not in for x y 0 1 == na ïve grö ße 東京".split()

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from lm.data import Jsonl, Phase, SentencePiece, prepare
-from lm.data.files import stage
-from lm.data.open_tokenizer import open_tokenizer
+from lm.data.sources.files import stage
+from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
 from lm.training import loop
 

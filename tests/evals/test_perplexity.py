@@ -5,9 +5,9 @@ import math
 import jax.numpy as jnp
 import pytest
 
+from lm.evals.evaluate import describe
 from lm.evals.perplexity import Perplexity, compress, evaluate, total
 from lm.objectives import Score
-from lm.training.loop import describe
 
 
 def test_sums_over_batches_and_divides_once():

@@ -15,14 +15,16 @@ from flax import nnx
 
 from lm import config as configs
 from lm.errors import UserError
-from lm.hf import families
-from lm.hf.fields import Fields
-from lm.hf.moe import QWEN3_MOE_FAMILY
-from lm.hf.table import plan
+from lm.hf.families import known
+from lm.hf.families.fields import Fields
+from lm.hf.families.moe import QWEN3_MOE_FAMILY
+from lm.hf.families.table import plan
 from lm.models import OPT, Gemma, Gemma2, Gemma3, GPTNeo, GPTNeoX, Mistral, Mixtral, Qwen2, Qwen3, Qwen3Moe, Words
-from lm.models.base import abstract, count, count_active
+from lm.models.base import abstract
+from lm.models.cost import count, count_active
 from lm.nn.param import paths
-from lm.nn.position import LinearScaling, Rope
+from lm.nn.position import Rope
+from lm.nn.rope import LinearScaling
 from tests.models.reference import random_params
 from tests.tolerances import assert_close
 
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def read(config: dict):
     """The model that a config.json says, every field of it accounted for."""
-    family = next(f for f in families.FAMILIES.values() if config["model_type"] in f.model_types)
+    family = next(f for f in known.FAMILIES.values() if config["model_type"] in f.model_types)
     fields = Fields(config, "config.json", {})
     model = family.read(fields, Words())
     fields.done()
@@ -177,7 +179,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_written_config_is_read_as_the_same_model(name):
     model = MODELS[name]
-    family, _ = families.of_model(model)
+    family, _ = known.of_model(model)
     written = json.loads(json.dumps(family.write(model))) | {"model_type": family.model_types[0]}
     again = read(written)
     # Whether a width is said or derived, and a pattern repeated or spelt out, makes no difference.
@@ -192,7 +194,7 @@ def test_a_written_config_is_read_as_the_same_model(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_each_layout_holds_every_parameter_once(name):
     model = MODELS[name]
-    family, _ = families.of_model(model)
+    family, _ = known.of_model(model)
     params = paths(random_params(model))
     shapes = {path: x.shape for path, x in params.items()}
     for rows in (family.table, *family.other_tables):
@@ -229,7 +231,7 @@ def test_fused_experts_are_the_single_ones_stacked():
 def test_neox_stores_q_k_and_v_side_by_side_within_each_head():
     model = MODELS["gpt_neox"]
     params = paths(random_params(model))
-    family, _ = families.of_model(model)
+    family, _ = known.of_model(model)
     slot = plan(family.table(model), {p: x.shape for p, x in params.items()})[
         "gpt_neox.layers.1.attention.query_key_value.weight"
     ]
@@ -404,7 +406,7 @@ def test_a_wrong_field_is_refused_by_name(name, change, message):
 def test_a_bias_that_the_class_of_transformers_lacks_is_not_exported(name):
     model = dataclasses.replace(MODELS[name], mlp_bias=True)
     with pytest.raises(UserError, match=r"model.mlp_bias: .* has False, got True; it cannot be exported"):
-        families.of_model(model)[0].write(model)
+        known.of_model(model)[0].write(model)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.hf.bart import BART_FAMILY, MBART_FAMILY
-from lm.hf.family import Family
-from lm.hf.fields import Fields
-from lm.hf.marian import MARIAN_FAMILY
-from lm.hf.t5 import T5_FAMILY
-from lm.hf.table import plan
+from lm.hf.families.bart import BART_FAMILY, MBART_FAMILY
+from lm.hf.families.family import Family
+from lm.hf.families.fields import Fields
+from lm.hf.families.marian import MARIAN_FAMILY
+from lm.hf.families.t5 import T5_FAMILY
+from lm.hf.families.table import plan
 from lm.models import T5, Bart, MBart, Model, SequenceLabels, Spans, TokenLabels, Transformer, Words
 from lm.models.base import abstract
 from lm.nn.param import paths

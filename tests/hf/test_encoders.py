@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.hf.albert import ALBERT_FAMILY
-from lm.hf.bert import BERT_FAMILY
-from lm.hf.family import TASKS, Family
-from lm.hf.fields import Fields
-from lm.hf.model import load
-from lm.hf.roberta import ROBERTA_FAMILY
-from lm.hf.table import check, plan
+from lm.hf.face.model import load
+from lm.hf.families.albert import ALBERT_FAMILY
+from lm.hf.families.bert import BERT_FAMILY
+from lm.hf.families.family import TASKS, Family
+from lm.hf.families.fields import Fields
+from lm.hf.families.roberta import ROBERTA_FAMILY
+from lm.hf.families.table import check, plan
 from lm.models import Albert, Bert, Model, Roberta, SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
 from lm.models.base import abstract
 from lm.models.tasks import Labels

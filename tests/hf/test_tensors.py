@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.hf.tensors import TensorInfo, open_tensors, write_folder, write_tensors
+from lm.hf.tensors.folder import TensorInfo, open_tensors
+from lm.hf.tensors.write import write_folder, write_tensors
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.hf.tensors import open_tensors
+from lm.hf.tensors.folder import open_tensors
 
 MAGIC = 0x1950A86A20F9469CFC6C
 FLOATS = np.arange(24, dtype=np.float32)
@@ -229,7 +229,7 @@ def test_a_name_given_twice_in_a_pickle_is_its_last_as_in_torch(path):
         ("collections.OrderedDict.fromkeys", ()),
         ("torch.load", ("x",)),
         ("torch.nn.modules.linear.Linear", ()),
-        ("lm.hf.unpickle.Tensor", (1, 2, 3, 4, 5)),
+        ("lm.hf.tensors.unpickle.Tensor", (1, 2, 3, 4, 5)),
         ("copyreg._reconstructor", ()),
     ],
 )

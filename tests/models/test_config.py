@@ -10,7 +10,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.models import GPT2, Llama
-from lm.models.base import abstract, count, flops_per_token, init
+from lm.models.base import abstract, init
+from lm.models.cost import count, flops_per_token
 from lm.nn.param import paths
 from tests.tolerances import assert_equal
 

@@ -13,7 +13,8 @@ from flax import nnx
 
 from lm.errors import UserError
 from lm.models import Electra, GeneratorSize, Words
-from lm.models.base import abstract, count, flops_per_token
+from lm.models.base import abstract
+from lm.models.cost import count, flops_per_token
 from lm.nn.param import paths
 from lm.objectives import ReplacedTokens
 from lm.objectives.replaced_tokens import filled, sample

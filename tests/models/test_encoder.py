@@ -14,7 +14,8 @@ from flax import nnx
 from lm.config import load
 from lm.errors import UserError
 from lm.models import Albert, Bert, Roberta, SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
-from lm.models.base import abstract, count, flops_per_token
+from lm.models.base import abstract
+from lm.models.cost import count, flops_per_token
 from lm.models.tasks import Task
 from lm.nn.param import paths
 from tests.models.reference import gelu as gelu_tanh

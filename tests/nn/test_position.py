@@ -13,17 +13,8 @@ from flax import nnx
 from lm import codec
 from lm.errors import UserError
 from lm.nn.param import normal, split
-from lm.nn.position import (
-    DynamicScaling,
-    LearnedPositions,
-    LinearScaling,
-    Llama3Scaling,
-    RelativeBias,
-    Rope,
-    YarnScaling,
-    rotate,
-    sinusoids,
-)
+from lm.nn.position import LearnedPositions, RelativeBias, Rope, sinusoids
+from lm.nn.rope import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling, rotate
 from tests.models import reference
 from tests.tolerances import assert_close
 

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm.data import Stream
-from lm.data.loader import HostReader, eval_batches
+from lm.data.loader.evaluation import eval_batches
+from lm.data.loader.reader import HostReader
 from lm.errors import UserError
 from lm.objectives import (
     UL2,

@@ -61,7 +61,7 @@ def recipe(tmp_path) -> Callable[[Config], Path]:
         imports = (
             "from lm.config import *\nfrom lm.config import Checkpoint, Eval\nfrom lm.data import *\n"
             "from lm.mesh import Mesh\nfrom lm.models import *\nfrom lm.objectives import *\nfrom lm.optim import *\n"
-            "from lm.nn.position import *\nfrom lm.sharding import Rules\n"
+            "from lm.nn.rope import *\nfrom lm.sharding import Rules\n"
         )
         path.write_text(f"{imports}config = {config!r}\n")
         return path

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
-from lm.models.base import FlopsPerToken
+from lm import hardware
+from lm.models.cost import FlopsPerToken
 from lm.training import metrics
-from lm.training.metrics import Log, Timer, duration, utilisation
+from lm.training.log import Log, duration
+from lm.training.metrics import Timer, utilisation
 
 
 def test_utilisation_follows_palm_in_both_conventions():
@@ -82,4 +84,4 @@ def test_inactive_log_writes_nothing(tmp_path, capsys):
 
 
 def test_peaks_are_flops_per_second():
-    assert all(1e13 < peak < 1e16 for peak in metrics.PEAK_FLOPS.values())
+    assert all(1e13 < peak < 1e16 for peak in hardware.PEAK_FLOPS.values())

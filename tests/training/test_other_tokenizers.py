@@ -17,16 +17,16 @@ import lm
 from lm import cli, convert
 from lm.config import Config, Train, resolved
 from lm.data import NO_PAD, Data, Stream, Text, open_corpus, prepare
-from lm.data.hf_tokenizer import HFTokenizer
-from lm.data.preview import preview
-from lm.data.ramp import Ramp
-from lm.data.tokenizers import load_folder
+from lm.data.inspect.preview import preview
+from lm.data.stream.batches import Ramp
+from lm.data.tokenizer.huggingface import HFTokenizer
+from lm.data.tokenizer.slow import load_folder
 from lm.errors import UserError
 from lm.models import GPT2, Bert
 from lm.nn.param import paths
 from lm.objectives import CausalLM, MaskedLM
 from lm.optim import AdamW
-from lm.training import loop
+from lm.training import train as training_train
 from tests.models.reference import random_params
 
 END = "<|endoftext|>"
@@ -79,7 +79,7 @@ def gpt2_run(tmp_path_factory):
     """(folder, its data, how training ended)."""
     folder = tmp_path_factory.mktemp("gpt2")
     data = data_in(folder, byte_level(folder / "tok"), plan="best_fit")
-    return folder, data, loop.train(resolved(config(data, GPT, GPT_IDS)), folder / "run")
+    return folder, data, training_train.train(resolved(config(data, GPT, GPT_IDS)), folder / "run")
 
 
 def test_a_gpt2_is_trained_and_evaluated_on_rows_of_a_byte_level_tokenizer(gpt2_run):
@@ -137,7 +137,7 @@ def test_a_bert_is_trained_with_its_own_special_tokens_and_whole_words(tmp_path)
             if place < 21 and goes_on[was[row, place]]:  # the piece after it
                 assert place + 1 in chosen or len(chosen) < 3
     model = Bert(vocab_size=107, d_model=16, n_layers=1, n_heads=2, max_positions=32)
-    assert loop.train(resolved(config(data, model, objective)), tmp_path / "run").step == 2
+    assert training_train.train(resolved(config(data, model, objective)), tmp_path / "run").step == 2
 
 
 def test_no_padding_is_worth_as_much_as_an_id_of_its_own():
@@ -169,7 +169,7 @@ def test_mistakes_are_refused_before_a_corpus_is_made(tmp_path):
 
     def refused(model, objective, match, tokenizer=tok):
         with pytest.raises(UserError, match=match):
-            loop.train(resolved(config(data_in(tmp_path, tokenizer), model, objective)), tmp_path / "run")
+            training_train.train(resolved(config(data_in(tmp_path, tokenizer), model, objective)), tmp_path / "run")
         assert not (tmp_path / "corpus").exists()
 
     small = dataclasses.replace(GPT, vocab_size=290)
@@ -202,7 +202,7 @@ def test_an_imported_llama_goes_on_with_its_own_tokenizer(tmp_path):
     run = config(
         data, imported.config.model, imported.config.objective, init_from=str(tmp_path / "imported"), log_every=1
     )
-    loop.train(resolved(run), tmp_path / "run")
+    training_train.train(resolved(run), tmp_path / "run")
     corpus = open_corpus(data)
     assert corpus.tokenizer.fingerprint == imported.tokenizer.fingerprint
     assert open_corpus(dataclasses.replace(data, tokenizer=str(source))).fingerprint == corpus.fingerprint

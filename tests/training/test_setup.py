@@ -12,9 +12,11 @@ from flax import nnx
 
 from lm.errors import UserError
 from lm.mesh import Mesh
-from lm.models.base import abstract, count
+from lm.models.base import abstract
+from lm.models.cost import count
 from lm.sharding import Rules
-from lm.training.setup import Setup, compute_dtype, device_bytes
+from lm.training.memory import device_bytes
+from lm.training.setup import Setup, compute_dtype
 from tests.models.reference import random_params
 from tests.tolerances import assert_close, assert_equal
 from tests.training.runs import ADAMW, LLAMA, V, batch, config, make_setup, put, start

@@ -20,8 +20,9 @@ from _input_stores import write_random
 from _measure import Spread
 
 from lm.data import Store, Stream
-from lm.data.loader import GROUP, HostReader, identity
-from lm.data.store import tokens_name
+from lm.data.loader.reader import HostReader, identity
+from lm.data.loader.tfdata import GROUP
+from lm.data.store.tokens import tokens_name
 
 BLOCK = 512  # bytes, of ru_inblock
 SEQ_LENS = (1024, 8192)

@@ -29,7 +29,7 @@ def measure_resume(folder: Path, gigabytes: list[float], batch_size: int, seq_le
     from _input_stores import write_sparse
 
     from lm.data import SentencePiece
-    from lm.data.corpus import made_from
+    from lm.data.made_from import made_from
 
     learnt = SentencePiece(kind="bpe", vocab_size=8192).train(python_sources(4 << 20))
     tokenizer = folder / "tokenizer.model"
@@ -85,7 +85,8 @@ def first_batch(path: Path, tokenizer: Path, batch_size: int, seq_len: int) -> d
     import numpy as np
 
     from lm.data import Stream, open_corpus
-    from lm.data.loader import HostReader, host_batches, identity
+    from lm.data.loader.reader import HostReader, identity
+    from lm.data.loader.tfdata import host_batches
     from lm.data.tf import tensorflow
 
     mark()

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lm.data import Store
-from lm.data.store import Shard, StoreMeta, docs_name, tokens_name, write_meta
-from lm.data.tokenizer import EOS_ID
+from lm.data.store.tokens import Shard, StoreMeta, docs_name, tokens_name, write_meta
+from lm.data.tokenizer.base import EOS_ID
 
 VOCAB = 32_000
 NEWLINE_ID = 3

@@ -14,8 +14,9 @@ import numpy as np
 from _input_stores import NEWLINE_ID, VOCAB, write_random
 
 from lm.data import Store, Stream
-from lm.data.loader import GROUP, HostReader, host_batches, identity
-from lm.data.store import tokens_name
+from lm.data.loader.reader import HostReader, identity
+from lm.data.loader.tfdata import GROUP, host_batches
+from lm.data.store.tokens import tokens_name
 from lm.objectives import UL2, Denoising, FillInTheMiddle, MaskedLM, PrefixLM, SpanCorruption, UL2Decoder
 
 MIXTURE = {"a": 0.5, "b": 0.3, "c": 0.2}

@@ -35,7 +35,7 @@ def write_llama(folder: Path, n_params: float) -> tuple[int, int]:
     import numpy as np
 
     from lm.hf import export
-    from lm.hf.tensors import write_tensors
+    from lm.hf.tensors.write import write_tensors
     from lm.models import Llama
     from lm.models.base import abstract
     from lm.nn.param import paths
@@ -88,11 +88,13 @@ def import_folder(folder: Path, workdir: Path) -> dict[str, float | str]:
 
     from lm import compilation, convert
     from lm.checkpoint import Checkpoints
+    from lm.convert import folders
+    from lm.hf import weights
 
     compilation.enable_cache()
     device = jax.devices()[0]
     peaks: dict[str, float] = {}
-    read_params, save_params = convert.read_params, Checkpoints.save_params
+    read_params, save_params = weights.read_params, Checkpoints.save_params
 
     def read(*args):
         peaks["before"], peaks["cpu"] = peak_bytes(), -time.process_time()
@@ -104,7 +106,7 @@ def import_folder(folder: Path, workdir: Path) -> dict[str, float | str]:
         peaks["save"] = time.perf_counter()
         save_params(self, *args)
 
-    convert.read_params, Checkpoints.save_params = read, save
+    folders.read_params, Checkpoints.save_params = read, save
     done = convert.import_hf(folder, workdir)
     save_s = time.perf_counter() - peaks.pop("save")
     kind = f"{jax.device_count()} x {device.platform} {device.device_kind}, jax {jax.__version__}"

@@ -27,7 +27,7 @@ import _measure
 from _measure import Clock, Spread, Time
 
 from lm.data import Data, Jsonl, SentencePiece, Source, Stdlib, Text, prepare
-from lm.data.work import ENCODE_CHARS
+from lm.data.prepare.tokenize import ENCODE_CHARS
 
 PACKAGES = ("sentencepiece", "numpy", "tensorflow-cpu", "tensorflow")
 KINDS = ("unigram", "bpe")

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 import lm
-from lm.training.loop import versions
+from lm.workdir import versions
 
 RESULTS = Path(__file__).parent / "results"
 

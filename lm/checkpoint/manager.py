@@ -1,0 +1,129 @@
+"""Checkpoints: the state, sharded and written in the background, and beside it all that a restore needs.
+
+A step folder holds three items: `params` (and `ema`), `train` (optimizer state and step) and `meta`, a JSON with the
+resolved config, the tokenizer, the data position and the versions that wrote it. Trees and shapes are compared before
+anything is read, so a wrong checkpoint is a message and not a half-filled model. Orbax renames a finished folder into
+place: what is listed is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lm.checkpoint.compare import WAY_OUT, compare, shapes_of
+from lm.checkpoint.meta import Meta
+from lm.checkpoint.policy import preservation
+from lm.errors import UserError
+
+# Orbax warns about every tree restored onto other devices, which is what restoring is for.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. `policy` None opens it for reading only."""
+
+    def __init__(self, workdir: str | Path, policy: Any = None):
+        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        if policy is None and not self.folder.is_dir():
+            raise UserError(f"{workdir}: no checkpoints here; expected the --workdir of a training run")
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        if policy is not None:
+            options = ocp.CheckpointManagerOptions(preservation_policy=preservation(policy), max_to_keep=None)
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "train")}
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()}
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def save(self, step: int, state: dict[str, Any], meta: Meta, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state off the devices and returns; the files are written in the background."""
+        items = {"params": state["params"], "train": {"step": state["step"], "opt": state["opt"]}}
+        if "ema" in state:
+            items["ema"] = state["ema"]
+        arrays = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **arrays)
+        with self._disk_errors():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def save_params(self, step: int, params: dict[str, Any], meta: Meta) -> None:
+        """Weights alone, of a model that was not trained here; nothing can be resumed from them."""
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), params=ocp.args.StandardSave(params))
+        with self._disk_errors():
+            self._manager.save(step, args=args, force=True)
+
+    def meta(self, step: int) -> Meta:
+        """What stands beside the arrays of a step."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        return Meta.decode(restored["meta"])
+
+    def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a step in the shardings of `abstract_state`."""
+        wanted = {
+            "params": abstract_state["params"],
+            "train": {"step": abstract_state["step"], "opt": abstract_state["opt"]},
+        }
+        if "ema" in abstract_state:
+            wanted["ema"] = abstract_state["ema"]
+        found = self._restore(step, wanted)
+        state = {"step": found["train"]["step"], "params": found["params"], "opt": found["train"]["opt"]}
+        return state | ({"ema": found["ema"]} if "ema" in found else {})
+
+    def restore_params(self, step: int, abstract_params: Any, way_out: str = WAY_OUT) -> Any:
+        """The weights alone: their moving average where the run kept one. way_out: of weights that do not fit."""
+        item = "ema" if "ema" in self._shapes(step) else "params"
+        return self._restore(step, {item: abstract_params}, way_out)[item]
+
+    def wait(self) -> None:
+        """Until what was saved is on disk."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        with self._disk_errors():
+            self._manager.close()
+
+    def _restore(self, step: int, wanted: dict[str, Any], way_out: str = WAY_OUT) -> dict[str, Any]:
+        stored = self._shapes(step)
+        for item, tree in wanted.items():
+            where = f"{self.folder}/{step}/{item}"
+            if item not in stored:
+                raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}; {way_out}")
+            compare(stored[item], shapes_of(tree), where, way_out)
+        args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
+        restored = self._manager.restore(step, args=args)
+        return {k: restored[k] for k in wanted}
+
+    def _shapes(self, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
+        """item -> path -> shape, as stored."""
+        metadata = self._manager.item_metadata(step)
+        trees = {k: v for k, v in metadata.items() if v is not None and k not in ("meta", "metrics")}
+        return {k: shapes_of(getattr(v, "tree", v)) for k, v in trees.items()}
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or "No space left on device" in str(e) or "Disk quota exceeded" in str(e):
+                kept = ", ".join(map(str, self.steps())) or "none"
+                raise UserError(
+                    f"{self.folder}: disk full while saving; steps kept: {kept}; "
+                    f"free space or lower checkpoint.keep_last, then run the same command to go on"
+                ) from e
+            raise

@@ -1,0 +1,39 @@
+"""Which checkpoints are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from typing import Any, Literal
+
+from lm.errors import at_least_one, not_negative
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What is kept: the latest `keep_last`, every `keep_every` steps for good, and the best `keep_best` by `metric`."""
+
+    every: int = 1000  # steps
+    keep_last: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
+    metric: Literal["loss", "perplexity", "bits_per_byte"] = "loss"  # of the evaluation, lower is better
+
+    def __post_init__(self):
+        at_least_one("checkpoint", self, "every", "keep_last")
+        not_negative("checkpoint", self, "keep_every", "keep_best")
+
+
+def preservation(policy: Checkpoint) -> Any:
+    """The policy as Orbax takes it."""
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    keep = [policies.LatestN(policy.keep_last)]
+    if policy.keep_every:
+        keep.append(policies.EveryNSteps(policy.keep_every))
+    if policy.keep_best:
+        metric = operator.itemgetter(policy.metric)
+        best = functools.partial(policies.BestN, get_metric_fn=metric, keep_checkpoints_without_metrics=False)
+        keep.append(best(reverse=True, n=policy.keep_best))
+    return policies.AnyPreservationPolicy(keep)

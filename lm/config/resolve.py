@@ -1,0 +1,79 @@
+"""A config with overrides applied, and where every value came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from lm import codec
+from lm.config.check import check, check_task
+from lm.config.recipe import load
+from lm.config.sections import Config
+from lm.errors import UserError
+
+Origin = Literal["default", "recipe", "command line"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A config and the origin of each of its leaf values, by dotted path."""
+
+    config: Config
+    origins: dict[str, Origin]
+
+    def to_json(self) -> str:
+        return json.dumps({"config": codec.encode(self.config), "origins": self.origins}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Resolved:
+        try:
+            tree = json.loads(text)
+            encoded, origins = tree["config"], tree["origins"]
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise UserError(f"{where}: expected the config of a run, got something else ({e})") from e
+        try:
+            return cls(codec.decode(Config, encoded), origins)
+        except UserError as e:
+            raise UserError(f"{where}: {e}") from e
+
+
+def resolve(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe with `a.b=value` overrides applied, checked across sections and as something to train."""
+    found = resolved(load(recipe), overrides)
+    check_task(found.config)
+    return found
+
+
+def resolved(config: Config, overrides: Sequence[str] = ()) -> Resolved:
+    """A config made in Python, with overrides applied, checked across sections."""
+    return overridden(Resolved(config, dict(_origins(config))), overrides)
+
+
+def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
+    """The same with overrides applied, checked across sections: types and values, what was there before included."""
+    config = codec.override(before.config, *overrides)
+    check(config)
+    given = {p.removesuffix(f".{codec.TYPE}") for a in overrides for p in codec.assigned(a)}
+    old, origins = codec.flatten(codec.encode(before.config)), dict(_origins(config))
+    for path, value in codec.flatten(codec.encode(config)).items():
+        if path.removesuffix(f".{codec.TYPE}") in given:
+            origins[path] = "command line"
+        elif path in before.origins and path in old and old[path] == value:
+            origins[path] = before.origins[path]
+    return Resolved(config, origins)
+
+
+def _origins(node: Any, at: str = "", default: bool = False) -> Iterator[tuple[str, Origin]]:
+    """(path, "default" or "recipe") of every leaf of a config, by the paths of `codec.flatten`."""
+    if dataclasses.is_dataclass(node):
+        yield (f"{at}.{codec.TYPE}" if at else codec.TYPE), "default" if default else "recipe"
+        for f in dataclasses.fields(node):
+            value = getattr(node, f.name)
+            yield from _origins(value, f"{at}.{f.name}" if at else f.name, default or codec.is_default(f, value))
+    elif isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _origins(value, f"{at}.{key}", default)
+    else:
+        yield at, "default" if default else "recipe"

@@ -1,0 +1,1 @@
+"""What is in a prepared corpus, for people."""

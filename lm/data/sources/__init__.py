@@ -1,0 +1,1 @@
+"""Where raw text comes from: a kind of source a file, `base` says what a source is."""

@@ -1,0 +1,1 @@
+"""The training stream: rows of tokens as a pure function of example ids."""

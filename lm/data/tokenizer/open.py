@@ -1,0 +1,103 @@
+"""What `data.tokenizer` may name: one of our .model files, a tokenizer of Hugging Face, or the run of a model."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from lm.data.tokenizer.base import Tokenizer
+from lm.data.tokenizer.huggingface import FORMAT, open_files
+from lm.data.tokenizer.sentencepiece import SentencePieceTokenizer
+from lm.data.tokenizer.slow import SETTINGS, from_bytes, load_folder
+from lm.errors import UserError
+
+
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer at `path`, which reads documents as text alone.
+
+    path: a .model file of `SentencePiece`, a tokenizer.model of a prepared corpus, a tokenizer.json, to which the
+        tokenizer_config.json beside it belongs, a folder of Hugging Face, or the folder of a run, also a remote one.
+    UserError where there is none, where it is broken, and where no token of it can end a document.
+    """
+    run = _epath(path)
+    tokenizer = _of_run(run) if (run / "checkpoints").is_dir() else _of_files(Path(path))
+    check_documents(tokenizer)
+    return tokenizer
+
+
+def there(path: str | Path) -> bool:
+    """Whether something is at `path`, which may be on another machine than the one that prepares."""
+    return _epath(path).exists()
+
+
+def _epath(path: str | Path) -> epath.Path:
+    try:
+        return epath.Path(path)
+    except KeyError:
+        raise UserError(
+            f"data.tokenizer: expected a local path, or the url of a run as gs://, s3:// or az://, got {path}; copy it"
+        ) from None
+
+
+def read_prepared(path: Path) -> Tokenizer:
+    """The tokenizer.model of a prepared corpus."""
+    return from_bytes(path.read_bytes(), str(path), literal=True)
+
+
+def prepared_settings(path: Path) -> dict[str, Any]:
+    """What the tokenizer.model of a prepared corpus was made from, and its fingerprint, by the tokenizer.json beside
+    it: {} where there is none, as with one that was made elsewhere."""
+    settings = path.with_name("tokenizer.json")
+    try:
+        saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
+        if not isinstance(saved, dict):
+            raise ValueError(f"a {type(saved).__name__}")
+    except ValueError as e:
+        raise UserError(
+            f"{settings}: expected the settings of a tokenizer as JSON, got {e}; copy it again or run "
+            "`lm prepare --force`"
+        ) from None
+    return saved
+
+
+def check_documents(tokenizer: Tokenizer) -> None:
+    """UserError for one that cannot end a document, or whose tokens have no size in bytes."""
+    assert tokenizer.eos_id != tokenizer.pad_id
+    tokenizer.token_bytes()
+
+
+def _of_files(path: Path) -> Tokenizer:
+    if path.is_dir():
+        return load_folder(path, literal=True)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: expected a .model file, a tokenizer.json, the folder of a model of Hugging Face or of a run, got "
+            "nothing there; set data.tokenizer to one, or to SentencePiece(...), which trains one"
+        )
+    data = path.read_bytes()
+    if path.suffix != ".json" and data[:1] != b"{":
+        return SentencePieceTokenizer(data, name=str(path))
+    if data.startswith(b'{"format": "%s"' % FORMAT.encode()):
+        return from_bytes(data, str(path), literal=True)
+    settings = {name: path.with_name(name).read_bytes() for name in SETTINGS if path.with_name(name).is_file()}
+    return open_files({"tokenizer.json": data, **settings}, str(path.parent), literal=True)
+
+
+def _of_run(run: epath.Path) -> Tokenizer:
+    """That of the latest step: a run has one. It lies in the JSON that `lm.checkpoint` writes with each."""
+    steps = sorted((int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
+    metas = (run / "checkpoints" / str(step) / "meta" / "metadata" for step in steps)
+    meta = next((meta for meta in metas if meta.exists()), None)
+    if meta is None:
+        raise UserError(f"{run}: expected a run with a tokenizer, got no finished checkpoint there yet")
+    data = base64.b64decode(json.loads(meta.read_text())["tokenizer"])
+    if not data:
+        raise UserError(
+            f"{run}: expected a run with a tokenizer, got the import of a folder without one; set data.tokenizer to a "
+            "folder that has one, and see that it is the model's"
+        )
+    return from_bytes(data, str(run), literal=True)

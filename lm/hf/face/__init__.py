@@ -1,0 +1,1 @@
+"""The checking face: models that are called as those of transformers are."""

@@ -1,0 +1,1 @@
+"""Files of tensors: safetensors and those of PyTorch, without torch."""

@@ -1,0 +1,49 @@
+"""How many bytes a device holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from lm import sharding
+from lm.config import Config
+from lm.models import base as models
+from lm.optim import make_optimizer, state_axes
+from lm.training.setup import map_infos
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceBytes:
+    """Bytes on each device while the step runs, without activations."""
+
+    params: int
+    optimizer: int
+    gradients: int
+    ema: int
+
+    @property
+    def total(self) -> int:
+        return self.params + self.optimizer + self.gradients + self.ema
+
+
+def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
+    """By arithmetic from axes and rules, for a mesh that need not exist. Raises where the rules do not fit it."""
+    sizes = config.mesh.sizes(n_devices)
+    model = models.abstract(config.model)
+    axes = map_infos(lambda i: i.axes, model.infos)
+    tx, _ = make_optimizer(config.optim, config.train.steps, map_infos(lambda i: i.decay, model.infos), axes)
+    opt = jax.eval_shape(tx.init, model.params)
+
+    def size(abstract, names) -> int:
+        def one(path, leaf, axes):
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            spec = sharding.spec_for(config.rules, sizes, axes, leaf.shape, where)
+            return math.prod(sharding.shard_shape(sizes, spec, leaf.shape)) * leaf.dtype.itemsize
+
+        return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, abstract, names)))
+
+    params = size(model.params, axes)
+    optimizer = size(opt, state_axes(tx, model.params, axes))
+    return DeviceBytes(params, optimizer, params, params if config.optim.ema_decay is not None else 0)

@@ -1,0 +1,50 @@
+"""The compiled step for each shape of batch, made in the background: while data is prepared, and while steps run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lm.compilation import CacheCounter
+from lm.data.stream.batches import Shape
+from lm.training.setup import Setup
+
+
+class Compiled(NamedTuple):
+    """step: (state, batch) -> (state, metrics)."""
+
+    step: Any
+    cache: CacheCounter
+    seconds: float
+
+
+class Steps:
+    """`begin(shape)` starts to compile, `steps[shape]` waits for it."""
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._made: dict[Shape, concurrent.futures.Future[Compiled]] = {}
+
+    def begin(self, shape: Shape) -> None:
+        if shape not in self._made:
+            self._made[shape] = background(self._compile, shape)
+
+    def __getitem__(self, shape: Shape) -> Compiled:
+        self.begin(shape)
+        return self._made[shape].result()
+
+    def _compile(self, shape: Shape) -> Compiled:
+        began = time.perf_counter()
+        with CacheCounter() as cache:
+            step = self._setup.lower(shape).compile()
+        return Compiled(step, cache, time.perf_counter() - began)
+
+
+def background(f: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
+    """f(*args) on a thread of its own."""
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    future = executor.submit(f, *args)
+    executor.shutdown(wait=False)
+    return future

@@ -1,0 +1,125 @@
+"""What a run begins with: its corpus, its weights, and whether they belong together."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lm import distributed
+from lm.checkpoint import Checkpoints
+from lm.config import Config
+from lm.data import NO_PAD, Corpus, Tokenizer, prepare
+from lm.data.sources.files import is_remote
+from lm.data.tokenizer.open import open_tokenizer, there
+from lm.data.tokenizer.slow import from_bytes
+from lm.errors import UserError
+from lm.objectives.base import ids_of_no_text
+from lm.training.setup import Setup
+from lm.workdir import IMPORTED
+
+
+def initial_state(config: Config, setup: Setup) -> dict:
+    """Fresh, or with the weights of another run, which keeps nothing of it but them."""
+    folder = config.train.init_from
+    if folder is None:
+        return setup.init()
+    state = setup.init()
+    del state["params"]  # before there are others: they may fill half of the device
+    with contextlib.closing(Checkpoints(folder)) as source:
+        step = source.latest()
+        assert step is not None  # `tokenizer_of_weights` saw it
+        try:
+            params = source.restore_params(step, setup.abstract_state["params"], "set model to what it was made with")
+        except UserError as e:
+            raise UserError(f"train.init_from: {e}") from e
+    return state | {"params": params} | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in state else {})
+
+
+def prepare_once(config: Config) -> Corpus:
+    """The corpus, tokenised by the first process while the others wait; or copied from afar by every host."""
+    first = distributed.is_main() or is_remote(config.data.path)
+    if first:
+        corpus = prepare(config.data)
+    distributed.barrier("prepare")
+    return corpus if first else prepare(config.data)
+
+
+def check_workdir(workdir: Path) -> None:
+    """An imported model has no optimizer state to go on from."""
+    if (workdir / IMPORTED).is_dir():
+        raise UserError(
+            f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
+            f"start from it with train.init_from={workdir}"
+        )
+
+
+def tokenizer_of_weights(config: Config, workdir: Path) -> Tokenizer | None:
+    """That of the weights a new run begins with; None where it begins with none, goes on and needs them no more, or
+    they came without. UserError where the weights are not there, before a corpus is made."""
+    folder = config.train.init_from
+    if folder is None or _has_checkpoint(workdir):
+        return None
+    if not (Path(folder) / "checkpoints").is_dir():
+        raise UserError(
+            f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there; name a --workdir that "
+            "was trained, or one of `lm import-hf`"
+        )
+    with contextlib.closing(Checkpoints(folder)) as source:
+        step = source.latest()
+        if step is None:
+            raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
+        stored = source.meta(step).tokenizer
+    return from_bytes(stored, f"{folder}: tokenizer", literal=True) if stored else None
+
+
+def check_same_ids(config: Config, of_weights: Tokenizer | None, tokenizer: Tokenizer) -> None:
+    """Ids of another tokenizer would stand for other text than the weights learnt, and fit them all the same."""
+    if of_weights is not None and tokenizer.fingerprint != of_weights.fingerprint:
+        folder = config.train.init_from
+        raise UserError(
+            f"train.init_from: {folder}: expected a corpus of its tokenizer {of_weights.fingerprint[:12]}, got one of "
+            f"{tokenizer.fingerprint[:12]} in {config.data.path}; set data.tokenizer={folder} and data.path to a new "
+            "folder"
+        )
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        return checkpoints.latest() is not None
+
+
+def check_named_tokenizer(config: Config) -> None:
+    """The tokenizer that the config names, before a corpus is made with it."""
+    name = config.data.tokenizer
+    if isinstance(name, str) and there(name):
+        check_tokenizer(config, open_tokenizer(name))
+
+
+def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
+    """The tokenizer against the model and the objective."""
+    objective = config.objective
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
+            f"set at least that"
+        )
+    for name, expected in (("start_id", tokenizer.eos_id), ("pad_id", tokenizer.pad_id)):
+        got = getattr(objective, name)
+        if got != expected:
+            none = name == "pad_id" and expected == NO_PAD
+            why = f"{expected}, as it has no padding" if none else f"{expected}"
+            or_else = ", or name a pad_token in its tokenizer_config.json" if none else ""
+            raise UserError(f"objective.{name}: the tokenizer says {why}, got {got}; set it to {expected}{or_else}")
+    size = tokenizer.token_bytes()
+    for name, value in ids_of_no_text(objective):
+        if 0 <= value < len(size) and size[value]:
+            raise UserError(
+                f"objective.{name}: expected an id that the tokenizer never makes of text, got {value}, which is "
+                f"{tokenizer.pieces([value])[0]!r}; take one of its special tokens, make one of them special in its "
+                f"tokenizer_config.json, or take an id from {len(size)} on"
+            )
