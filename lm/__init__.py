@@ -17,12 +17,12 @@ __all__ = ["generate", "restore", "train"]
 def train(recipe: str | Config, workdir: str | Path, overrides: Sequence[str] = ()) -> Result:
     """Trains a recipe (its path or name) or a `Config`, with `a.b=value` overrides; the same call resumes."""
     from lm import compilation, config, distributed
-    from lm.training import train as training_train
+    from lm.training import train as training
 
     resolved = config.resolve(recipe, overrides) if isinstance(recipe, str) else config.resolved(recipe, overrides)
     distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
-    return training_train.train(resolved, workdir)
+    return training.train(resolved, workdir)
 
 
 def __getattr__(name: str) -> Any:

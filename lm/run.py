@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from lm import config as configs
-from lm import workdir as lm_workdir
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config, Resolved
 from lm.data import Ramp
@@ -22,7 +21,7 @@ from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
 from lm.models import Words
 from lm.training.setup import Setup, compute_dtype
-from lm.workdir import IMPORTED
+from lm.workdir import CONFIG_FILE, IMPORTED
 
 if TYPE_CHECKING:
     from lm.generation import Generator
@@ -126,9 +125,9 @@ def position(workdir: str | Path, step: int) -> Position:
         raise UserError(f"--step: expected 0 to {MAX_STEP}, got {step}")
     if (workdir / IMPORTED).is_dir():
         raise UserError(f"{workdir}: expected a run that was trained here, got an imported model, which read no data")
-    stored = workdir / lm_workdir.CONFIG_FILE
+    stored = workdir / CONFIG_FILE
     if not stored.is_file():
-        raise UserError(f"{workdir}: expected the --workdir of a training run, got no {lm_workdir.CONFIG_FILE} there")
+        raise UserError(f"{workdir}: expected the --workdir of a training run, got no {CONFIG_FILE} there")
     metas: dict[int, Meta] = {}
     if (workdir / "checkpoints").is_dir():
         with contextlib.closing(Checkpoints(workdir)) as checkpoints:

@@ -15,9 +15,8 @@ from lm.data.sources.files import stage
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
 from lm.training import loop
-
-from .conftest import sample_texts
-from .test_prepare import make  # noqa: F401
+from tests.data.conftest import sample_texts
+from tests.data.prepare.test_prepare import make  # noqa: F401
 
 
 @pytest.mark.parametrize("glob", ["https://example.invalid/x.txt", "foo://b/x.txt"])

@@ -15,8 +15,7 @@ from lm.data.loader.host_rows import HostRows
 from lm.data.loader.loader import make_loader
 from lm.data.loader.reader import HostReader, identity
 from lm.data.loader.tfdata import GROUP, host_batches
-
-from .conftest import random_store, write_store
+from tests.data.conftest import random_store, write_store
 
 T, B = 13, 16
 

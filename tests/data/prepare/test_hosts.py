@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from lm.data import ExcludeDocuments, ExcludeExamples, Phase, Stream
 from lm.data.loader.reader import HostReader
-
-from .conftest import random_store
+from tests.data.conftest import random_store
 
 T = 13
 HOSTS = [1, 2, 4, 8]

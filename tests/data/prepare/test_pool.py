@@ -21,8 +21,7 @@ from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.store import splits
 from lm.data.store.splits import in_validation
-
-from .conftest import sample_texts
+from tests.data.conftest import sample_texts
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 4))

@@ -19,8 +19,7 @@ from lm.data import C4, Data, Jsonl, Length, NearDuplicates, Overlap, SentencePi
 from lm.data.documents.reading import Reading
 from lm.data.prepare.manifest import Plan, scan_jobs
 from lm.data.prepare.scan import ScanJob
-
-from .conftest import sample_texts
+from tests.data.conftest import sample_texts
 
 ROOT = Path(__file__).parents[3]
 

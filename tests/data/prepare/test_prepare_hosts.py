@@ -22,9 +22,8 @@ from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.errors import UserError
 from lm.files import locked
-
-from .conftest import sample_texts
-from .test_prepare import ROOT, SLOW, make, wait_for, write_jsonl  # noqa: F401
+from tests.data.conftest import sample_texts
+from tests.data.prepare.test_prepare import ROOT, SLOW, make, wait_for, write_jsonl  # noqa: F401
 
 WAY_OUT = "give all hosts one recipe, --hosts and raw files, and start host 0 before this one"
 

@@ -21,8 +21,7 @@ from lm.data.sources.base import Document, Problem
 from lm.data.sources.docstrings import docstrings
 from lm.data.sources.templates import Missing, parse_template
 from lm.data.sources.tfrecord import bytes_feature, read_records
-
-from .conftest import sample_texts
+from tests.data.conftest import sample_texts
 
 
 def raws(source: Source, cache) -> list[bytes]:

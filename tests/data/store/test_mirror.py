@@ -22,9 +22,8 @@ from lm.data.store import mirror
 from lm.data.store.mirror import cache_folder, stage_corpus
 from lm.data.store.splits import SPLITS
 from lm.errors import UserError
-
-from .conftest import sample_texts
-from .test_prepare import make, write_jsonl  # noqa: F401
+from tests.data.conftest import sample_texts
+from tests.data.prepare.test_prepare import make, write_jsonl  # noqa: F401
 
 URL = "gs://bucket/corpora/mix"
 STORES = [f"{name}/{split}" for name in ("main", "more") for split in SPLITS]

@@ -9,8 +9,7 @@ import pytest
 from lm.data import Store
 from lm.data.store.tokens import ShardWriter, dtype_for
 from lm.errors import UserError
-
-from .conftest import random_store, write_store
+from tests.data.conftest import random_store, write_store
 
 SHARDS = [[[5, 6, 7], [8]], [], [[9, 10]], [[11], [12, 13, 14, 15]]]
 FLAT = [1, 5, 6, 7, 1, 8, 1, 9, 10, 1, 11, 1, 12, 13, 14, 15, 1]

@@ -17,8 +17,7 @@ from lm.data.loader.tfdata import GROUP
 from lm.data.store import unchanged
 from lm.data.store.unchanged import Watch
 from lm.errors import UserError
-
-from .conftest import random_store
+from tests.data.conftest import random_store
 
 T, B = 13, 6
 

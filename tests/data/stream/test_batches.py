@@ -11,8 +11,7 @@ from lm.data import Ramp, Stage, Stream
 from lm.data.loader.reader import HostReader
 from lm.data.stream.batches import Shape, cut, piece_ids
 from lm.errors import UserError
-
-from .conftest import random_store
+from tests.data.conftest import random_store
 
 T = 12
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from lm.data import ExcludeDocuments, ExcludeExamples, Stream
 from lm.data.loader.reader import HostReader
 from lm.data.stream.exclude import Skips, merge
-
-from .conftest import random_store
+from tests.data.conftest import random_store
 
 T, EOS, PAD = 13, 1, 0
 RANGES = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)).map(lambda r: (r[0], r[0] + r[1])), max_size=6)

@@ -10,8 +10,7 @@ from lm.data import Data, Docstrings, ExcludeDocuments, ExcludeExamples, Phase, 
 from lm.data.stream.index import BLOCK, Mixture
 from lm.data.stream.mixture import Schedule, as_phases, mean_weight
 from lm.errors import UserError
-
-from .conftest import random_store, write_store
+from tests.data.conftest import random_store, write_store
 
 T = 13
 NAMES = ["a", "b", "c"]

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from lm.data import Stream
 from lm.data.stream.packing import Packing, best_fit, cut
 from lm.errors import UserError
-
-from .conftest import random_store, write_store
+from tests.data.conftest import random_store, write_store
 
 T = 13
 EOS, PAD = 1, 0

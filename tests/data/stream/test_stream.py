@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from lm.data import Stream
-
-from .conftest import random_store, write_store
+from tests.data.conftest import random_store, write_store
 
 T = 13
 

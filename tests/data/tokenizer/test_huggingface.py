@@ -14,9 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lm.data import SentencePiece, SentencePieceTokenizer
 from lm.data.tokenizer.huggingface import HFTokenizer
 from lm.data.tokenizer.slow import export, from_bytes, load_folder
-
-from .conftest import sample_texts
-from .test_tokenizer import LONG, SPECIAL
+from tests.data.conftest import sample_texts
+from tests.data.tokenizer.test_sentencepiece import LONG, SPECIAL
 
 hf = pytest.mark.hf
 CORPUS = (

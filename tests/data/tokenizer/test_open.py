@@ -21,9 +21,8 @@ from lm.data.tokenizer.literal import read_as_text
 from lm.data.tokenizer.open import open_tokenizer
 from lm.data.tokenizer.slow import from_bytes, load_folder
 from lm.errors import UserError
-
-from .conftest import sample_texts
-from .test_hf_tokenizer import CORPUS, LAYOUTS, TEXTS, cls, model_of, special_map, spm, write
+from tests.data.conftest import sample_texts
+from tests.data.tokenizer.test_huggingface import CORPUS, LAYOUTS, TEXTS, cls, model_of, special_map, spm, write
 
 # What ends a document, and what pads: by the vocabulary's spelling, None: nothing.
 ENDS = {

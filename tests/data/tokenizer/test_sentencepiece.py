@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data import SentencePiece, SentencePieceTokenizer
-
-from .conftest import sample_texts
+from tests.data.conftest import sample_texts
 
 SPECIAL = ["", "\0", "▁", "a▁ ▁▁b", "<s>", "</s>", "<unk>", "<pad>", "<0x41>", "<0x0A>", "\ue000\uf8ff\U0010ffff"]
 SPECIAL += [
