@@ -37,15 +37,21 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
 
 
-def differences(name: str, model: hf.Model) -> Differences:
-    """Outputs, loss and gradients: one program here, one forward and backward pass there."""
+def differences(name: str, model: hf.Model, gradients: bool = True) -> Differences:
+    """Outputs, loss and, unless they are left out, gradients: one program here, one forward and backward pass there."""
     theirs_model, batch = reference(name), inputs(name)
+    if not gradients:
+        return Differences(_outputs(name, batch, model(**batch), _forward(name, batch)), {})
     theirs_model.zero_grad()
-    theirs = theirs_model(**tensors(batch), output_hidden_states=True)
+    theirs = _forward(name, batch)
     theirs.loss.backward()
     grads = {n: p.grad.numpy() for n, p in theirs_model.named_parameters() if p.grad is not None}
     ours, our_grads = model.outputs_and_grad(**batch)
     return Differences(_outputs(name, batch, ours, theirs), _gradients(our_grads, by_stored_name(grads, model)))
+
+
+def _forward(name: str, batch: dict[str, np.ndarray]) -> Any:
+    return reference(name)(**tensors(batch), output_hidden_states=True)
 
 
 def _outputs(name: str, batch: dict[str, np.ndarray], ours: dict[str, Any], theirs: Any) -> dict[str, float]:
