@@ -240,7 +240,7 @@ def test_work_that_was_removed_because_all_is_written_is_not_done_again(everythi
 RUN = """
 import sys
 import slow_source
-from lm.data.prepare.passes import hosts
+from lm.data.prepare import hosts
 hosts.MAX_POLL_S, hosts.FIRST_WORD_S = 0.1, 0.5
 if __name__ == "__main__":
     data = slow_source.data({folder!r}, {path!r}, 1)
