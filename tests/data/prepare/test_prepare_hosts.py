@@ -15,9 +15,10 @@ import pytest
 
 from lm import cli
 from lm.data import Jsonl, Length, NearDuplicates, Overlap, SentencePiece, open_corpus, prepare
+from lm.data.folder import PLAN
 from lm.data.prepare import hosts
-from lm.data.prepare.hosts import Team
-from lm.data.prepare.manifest import PLAN, Plan, difference, settings
+from lm.data.prepare.manifest import Plan, difference, settings
+from lm.data.prepare.preparation import Team
 from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.errors import UserError
@@ -166,7 +167,7 @@ def test_a_host_with_another_config_refuses(everything, tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "PATIENCE_S", 0.3)
     data = everything("corpus")
     (tmp_path / "corpus").mkdir()
-    Plan(settings=settings(data, 2), shards={}, raw={}, index=None).save(tmp_path / "corpus")
+    Plan(settings=settings(data.corpus, 2), shards={}, raw={}, index=None).save(tmp_path / "corpus")
     for other, n, message in (
         (everything("corpus", validation_fraction=0.3), 2, "sources.one.validation_fraction=0.3 .* got 0.1 of host 0"),
         (everything("corpus", invalid_utf8="error"), 2, "sources.one.invalid_utf8='error' .* got 'replace' of host 0"),
@@ -240,7 +241,7 @@ def test_work_that_was_removed_because_all_is_written_is_not_done_again(everythi
 RUN = """
 import sys
 import slow_source
-from lm.data.prepare.passes import hosts
+from lm.data.prepare import hosts
 hosts.MAX_POLL_S, hosts.FIRST_WORD_S = 0.1, 0.5
 if __name__ == "__main__":
     data = slow_source.data({folder!r}, {path!r}, 1)
