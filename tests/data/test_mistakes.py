@@ -89,6 +89,11 @@ def test_errors_are_skipped_in_files_whose_names_are_no_utf8(make, tmp_path):  #
 def test_a_validation_store_that_changed_is_not_evaluated(make, tmp_path):  # noqa: F811
     opened = prepare(corpus(make, tmp_path, validation_fraction=0.3), progress=False, log=lambda line: None)
     os.truncate(opened.validation["m"].path / "tokens-00000.bin", 10)
-    config = SimpleNamespace(model=SimpleNamespace(vocab_size=opened.tokenizer.vocab_size))
+    config = SimpleNamespace(
+        model=SimpleNamespace(vocab_size=opened.tokenizer.vocab_size),
+        data=SimpleNamespace(seq_len=4, batch_size=2),
+        eval=SimpleNamespace(max_batches=None),
+        objective=None,
+    )
     with pytest.raises(UserError, match="changed under a live run"):
-        loop.evaluate(SimpleNamespace(config=config), {}, opened)
+        loop.evaluate(SimpleNamespace(config=config, score=None, rows=None), {}, opened)

@@ -7,68 +7,19 @@ be killed and started again, in any order. A file is seen with the delay of the 
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lm.data.made_from import CorpusSpec
 from lm.data.prepare.manifest import Plan, difference, in_one, scan_jobs, settings, tokenize_job, with_threads
-from lm.data.prepare.preparation import Preparation
-from lm.data.prepare.scan import ScanJob
-from lm.data.prepare.tokenize import TokenizeJob
-from lm.data.store.tokens import META
+from lm.data.prepare.preparation import Preparation, wait
+from lm.data.prepare.state import is_finished, remove_work
 from lm.data.tokenizer.open import read_prepared
 from lm.errors import UserError
-from lm.files import Log
 
-POLL_S, MAX_POLL_S = 0.05, 5.0
-FIRST_WORD_S, EVERY_WORD_S = 2.0, 30.0  # when a host that waits says so
 PATIENCE_S = 60.0  # how long the plan of other settings may be one that host 0 is about to replace
-
-
-def missing_sources(spec: CorpusSpec) -> list[str]:
-    """The sources that have not all of their stores."""
-    stores = {name: [spec.folder.store(name, split) for split in spec.splits] for name in spec.sources}
-    return [name for name, paths in stores.items() if not all((path / META).is_file() for path in paths)]
-
-
-def is_finished(spec: CorpusSpec) -> bool:
-    """Whether all is written that `prepare` writes."""
-    return spec.folder.tokenizer.is_file() and not missing_sources(spec)
-
-
-def remove_work(spec: CorpusSpec) -> None:
-    """Removes what only an unfinished corpus needs."""
-    for name in spec.sources:
-        shutil.rmtree(spec.folder.work(name), ignore_errors=True)
-
-
-def wait(pending: Callable[[], str | None], log: Log, over: Callable[[], bool] = lambda: False) -> bool:
-    """Looks until nothing is pending: True; or until it is over, which makes waiting useless: False."""
-    began, said, pause = time.monotonic(), 0, POLL_S
-    while (what := pending()) is not None:
-        if over():
-            return False
-        if time.monotonic() - began > FIRST_WORD_S + said * EVERY_WORD_S:
-            log(f"waiting for {what}")
-            said += 1
-        time.sleep(pause)
-        pause = min(1.5 * pause, MAX_POLL_S)
-    return True
-
-
-def unfinished(jobs: Sequence[ScanJob] | Sequence[TokenizeJob], what: str) -> Callable[[], str | None]:
-    """Says which of the jobs are not done, for `wait`."""
-    left = list(jobs)
-
-    def pending():
-        left[:] = [job for job in left if not job.done()]
-        return f"{len(left)} of {len(jobs)} {what} of other hosts, first: {left[0].out}" if left else None
-
-    return pending
 
 
 def help_prepare(p: Preparation) -> None:
@@ -90,7 +41,7 @@ def _help_with(p: Preparation, plan: Plan) -> None:
     mine = p.team.share(in_one(scans))
     if not all(job.done() for job in mine) and over():  # in this order: work goes after everything is written
         return
-    p.run("reading", mine)
+    p.work("reading", mine)
 
     labels = {name: plan.labels_path(folder.path, name) for name in plan.shards}
     missing = lambda: next((f"host 0: {path}" for path in labels.values() if not path.is_file()), None)
@@ -109,7 +60,7 @@ def _help_with(p: Preparation, plan: Plan) -> None:
             raise
     if not all(job.done() for job in todo) and over():
         return
-    p.run("tokenising", with_threads(todo, p.workers.n))
+    p.work("tokenising", with_threads(todo, p.workers.n))
     wait(lambda: f"host 0 to finish {folder.path}", p.log, over)
 
 

@@ -12,34 +12,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from lm.data.config import Data
-from lm.data.corpus import Corpus, check_tokenizer
+from lm.data.corpus import Corpus
 from lm.data.documents.overlap import Evaluation, Overlap, OverlapIndex, read_evaluation
-from lm.data.made_from import CorpusSpec
-from lm.data.prepare.hosts import help_prepare, is_finished, missing_sources, remove_work, unfinished, wait
+from lm.data.prepare.hosts import help_prepare
 from lm.data.prepare.manifest import Plan, in_one, scan_jobs, settings, tokenize_job, with_threads
 from lm.data.prepare.pool import Workers
 from lm.data.prepare.preparation import Preparation, Team
 from lm.data.prepare.progress import Progress
 from lm.data.prepare.report import lines, report_of, write_report
 from lm.data.prepare.select import Selection, drop_near_duplicates
-from lm.data.prepare.stores import check_left, finish_source, make_tokenizer
+from lm.data.prepare.state import check_raw, clear, is_finished, remove_work
+from lm.data.prepare.stores import check_left, finish_source, known_tokenizer, make_tokenizer
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part, stretch_bytes
 from lm.data.sources.files import is_remote
-from lm.data.store.splits import SPLITS
-from lm.data.store.tokens import Store
 from lm.data.tokenizer.base import Tokenizer
-from lm.data.tokenizer.open import open_tokenizer, read_prepared
 from lm.errors import UserError
-from lm.files import Log, locked, open_atomic, remove_temporary
+from lm.files import Log, locked, open_atomic
 
 
 def prepare(
@@ -84,62 +79,31 @@ def prepare(
         if host:
             help_prepare(p)
         else:
-            _complete(p, force)
+            if names := clear(spec, force):
+                _prepare(p, names)
+            remove_work(spec)
+            folder.plan.unlink(missing_ok=True)
         return Corpus.open(spec, log)
-
-
-def check_raw(spec: CorpusSpec, names: Iterable[str]) -> None:
-    """UserError where the raw files of one of these sources are no more what its store was made from."""
-    for name in names:
-        store = spec.folder.store(name, "train")
-        raw = spec.raw_digest(name)
-        if raw is not None and raw != (prepared := Store(store).meta.raw):
-            raise UserError(
-                f"{store}: expected raw files {str(prepared)[:12]} of data.sources[{name!r}], got {raw[:12]}: a file "
-                "was added, removed or changed; run `lm prepare --force`"
-            )
-
-
-def _complete(p: Preparation, force: bool) -> None:
-    """Prepares what is not there yet, and leaves nothing else in the folder than what a corpus needs."""
-    folder = p.spec.folder
-    for path in (folder.path, *map(folder.source, p.spec.sources)):
-        remove_temporary(path.glob(".*"))  # of host 0: others write only to work and the splits
-    remove_temporary(folder.raw.rglob(".*"))
-    if force:
-        _remove(p.spec)
-    todo = missing_sources(p.spec)
-    check_raw(p.spec, p.spec.sources.keys() - set(todo))
-    if todo or not folder.tokenizer.is_file():
-        _prepare(p, todo or list(p.spec.sources))
-    remove_work(p.spec)
-    folder.plan.unlink(missing_ok=True)
 
 
 def _prepare(p: Preparation, names: list[str]) -> None:
     """Makes the stores of these sources, and the tokenizer if it is not there."""
     folder, began = p.spec.folder, time.monotonic()
-    if folder.tokenizer.is_file():  # refuse before the work
-        check_tokenizer(p.spec, read_prepared(folder.tokenizer), folder.tokenizer)
-    elif isinstance(p.spec.tokenizer, str):
-        open_tokenizer(p.spec.tokenizer)
+    known = known_tokenizer(p.spec)  # what is wrong with it is refused before the work
     evaluations, plan = _find_text(p, names)
     scans = scan_jobs(p.spec, plan)
     resumed = any(j.done() for j in in_one(scans))
     if p.team.hosts > 1:
         plan.save(folder.path)
-    p.run("reading", p.team.share(in_one(scans)))
-    wait(unfinished(in_one(scans), "scans"), p.log)
+    p.run("reading", p.team.share(in_one(scans)), in_one(scans), "scans")
 
     selections = {name: Selection(name, jobs, p.spec.validation_fraction) for name, jobs in scans.items()}
     n_bytes = _select(p, selections, evaluations)
-    if not folder.tokenizer.is_file():
-        make_tokenizer(p.spec, scans, p.log)
-    tokenizer = read_prepared(folder.tokenizer)
+    tokenizer = make_tokenizer(p.spec, known, in_one(scans), p.log)
 
     jobs = {name: _tokenize_jobs(p, plan, s, tokenizer) for name, s in selections.items()}
-    p.run("tokenising", with_threads(p.team.share(in_one(jobs)), p.workers.n))
-    wait(unfinished(in_one(jobs), "shards"), p.log)
+    own = with_threads(p.team.share(in_one(jobs)), p.workers.n)
+    p.run("tokenising", own, in_one(jobs), "shards")
     for name in names:
         finish_source(p.spec, plan, jobs[name], selections[name], tokenizer, p.log)
     if plan.index is not None:
@@ -225,17 +189,3 @@ def _shards(parts: list[Part]) -> list[tuple[Part, ...]]:
         shards[-1].append(part)
         held += part.n_bytes
     return [tuple(s) for s in shards]
-
-
-def _remove(spec: CorpusSpec) -> None:
-    """Deletes the tokenizer and all that is known of the sources, the raw text that was fetched included."""
-    folder = spec.folder
-    for file in (folder.tokenizer, folder.tokenizer_settings):
-        file.unlink(missing_ok=True)
-    for name in spec.sources:
-        for path in (*(folder.store(name, split) for split in SPLITS), folder.work(name), folder.raw / name):
-            shutil.rmtree(path, ignore_errors=True)
-        for file in (folder.report(name), folder.signatures(name)):
-            file.unlink(missing_ok=True)
-    for name in spec.overlap.files if spec.overlap else ():
-        shutil.rmtree(folder.evaluation(name), ignore_errors=True)

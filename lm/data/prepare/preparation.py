@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from lm.data.prepare.pool import Job, Workers
 from lm.data.prepare.progress import Progress
 from lm.errors import UserError
 from lm.files import Log
+
+POLL_S, MAX_POLL_S = 0.05, 5.0
+FIRST_WORD_S, EVERY_WORD_S = 2.0, 30.0  # when a host that waits says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,37 @@ class Preparation:
     progress: Progress
     log: Log
 
-    def run(self, what: str, jobs: Sequence[Job]) -> None:
-        """Does the jobs that are not done yet. what: as a person is told."""
+    def run(self, what: str, mine: Sequence[Job], jobs: Sequence[Job], things: str) -> None:
+        """Does this host's jobs, then waits until those of all hosts are done. things: one is made by each job."""
+        self.work(what, mine)
+        wait(unfinished(jobs, things), self.log)
+
+    def work(self, what: str, jobs: Sequence[Job]) -> None:
+        """Does those of the jobs that are not done yet. what: as a person is told."""
         with self.progress(what, sum(j.n_bytes for j in jobs)) as tick:
             self.workers.run(jobs, tick)
+
+
+def wait(pending: Callable[[], str | None], log: Log, over: Callable[[], bool] = lambda: False) -> bool:
+    """Looks until nothing is pending: True; or until it is over, which makes waiting useless: False."""
+    began, said, pause = time.monotonic(), 0, POLL_S
+    while (what := pending()) is not None:
+        if over():
+            return False
+        if time.monotonic() - began > FIRST_WORD_S + said * EVERY_WORD_S:
+            log(f"waiting for {what}")
+            said += 1
+        time.sleep(pause)
+        pause = min(1.5 * pause, MAX_POLL_S)
+    return True
+
+
+def unfinished(jobs: Sequence[Job], what: str) -> Callable[[], str | None]:
+    """Says which of the jobs are not done, for `wait`."""
+    left = list(jobs)
+
+    def pending():
+        left[:] = [job for job in left if not job.done()]
+        return f"{len(left)} of {len(jobs)} {what} of other hosts, first: {left[0].out}" if left else None
+
+    return pending

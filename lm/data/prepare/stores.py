@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 
+from lm.data.corpus import check_tokenizer
 from lm.data.made_from import CorpusSpec
 from lm.data.prepare.manifest import Plan
 from lm.data.prepare.scan import ScanJob
@@ -14,7 +15,7 @@ from lm.data.prepare.select import Selection
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.store.tokens import META, StoreMeta, docs_name, dtype_for, tokens_name, write_meta
 from lm.data.tokenizer.base import Tokenizer
-from lm.data.tokenizer.open import open_tokenizer
+from lm.data.tokenizer.open import open_tokenizer, read_prepared
 from lm.errors import UserError
 from lm.files import Log, write_atomic
 
@@ -37,15 +38,29 @@ def check_left(spec: CorpusSpec, selection: Selection) -> None:
             )
 
 
-def make_tokenizer(spec: CorpusSpec, scans: dict[str, list[ScanJob]], log: Log) -> None:
-    """Writes the tokenizer that the config names, or that is learnt from what the scans kept."""
+def known_tokenizer(spec: CorpusSpec) -> Tokenizer | None:
+    """The tokenizer that the corpus has already, or that the config names; None where one is learnt. UserError where it
+    is not the one of the config, and as `open_tokenizer`."""
+    path = spec.folder.tokenizer
+    if path.is_file():
+        tokenizer = read_prepared(path)
+        check_tokenizer(spec, tokenizer, path)
+        return tokenizer
+    return open_tokenizer(spec.tokenizer) if isinstance(spec.tokenizer, str) else None
+
+
+def make_tokenizer(spec: CorpusSpec, known: Tokenizer | None, scans: list[ScanJob], log: Log) -> Tokenizer:
+    """The corpus's tokenizer, which is written if it is not there: the one that is `known`, or one that is learnt from
+    what the scans kept."""
+    if spec.folder.tokenizer.is_file() and known is not None:
+        return known
     tokenizer: Tokenizer
     if isinstance(spec.tokenizer, str):
-        tokenizer = open_tokenizer(spec.tokenizer)
+        tokenizer = known or open_tokenizer(spec.tokenizer)
         end = tokenizer.pieces([tokenizer.eos_id])[0]
         log(f"tokenizer: {spec.tokenizer} of {tokenizer.vocab_size} ids; {end} ({tokenizer.eos_id}) ends a document")
     else:
-        sample = list(dict.fromkeys(text for jobs in scans.values() for j in jobs for text in j.result().sample))
+        sample = list(dict.fromkeys(text for job in scans for text in job.result().sample))
         n_bytes, began = sum(len(t.encode()) for t in sample), time.monotonic()
         log(f"tokenizer: learning {spec.tokenizer.vocab_size} {spec.tokenizer.kind} pieces from {n_bytes / 1e6:.1f} MB")
         tokenizer = spec.tokenizer.train(sample)
@@ -53,6 +68,7 @@ def make_tokenizer(spec: CorpusSpec, scans: dict[str, list[ScanJob]], log: Log) 
     settings = {"made_from": spec.tokenizer_made_from(), "fingerprint": tokenizer.fingerprint}
     write_atomic(spec.folder.tokenizer_settings, json.dumps(settings, indent=1).encode())
     write_atomic(spec.folder.tokenizer, tokenizer.to_bytes())
+    return tokenizer
 
 
 def finish_source(
