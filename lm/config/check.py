@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from lm.config.sections import Config
@@ -11,7 +10,6 @@ from lm.data.stream.batches import Shape
 from lm.errors import UserError
 from lm.models import base as models
 from lm.nn import param as params
-from lm.objectives.base import ids_of_no_text
 from lm.sharding import spec_for
 
 
@@ -85,21 +83,24 @@ def _check_ids(config: Config) -> None:
     """The ids of the objective against the vocabularies of the model and of a tokenizer that is trained here. A
     tokenizer that is there already is read where its corpus is: see `lm.training.start`."""
     model, objective, tokenizer = config.model, config.objective, config.data.tokenizer
-    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    for name, value in fields.items():
-        if name.endswith("_id") and value >= model.vocab_size:
-            raise UserError(f"objective.{name}: expected an id below model.vocab_size {model.vocab_size}, got {value}")
-    if isinstance(tokenizer, SentencePiece):
-        for name, value in ids_of_no_text(objective):
-            if value < tokenizer.vocab_size:
-                raise UserError(
-                    f"objective.{name}: expected ids that the tokenizer never makes of text, {tokenizer.vocab_size} "
-                    f"and more, got {value}; data.tokenizer.vocab_size counts the tokens of text alone"
-                )
-        if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+    tokens = objective.special_tokens()
+    for token in tokens:
+        if (most := token.ids[-1]) >= model.vocab_size:
             raise UserError(
-                f"objective.vocab_size: expected that of data.tokenizer, {tokenizer.vocab_size}, got "
-                f"{fields['vocab_size']}; set them equal"
+                f"objective.{token.name}: expected an id below model.vocab_size {model.vocab_size}, got {most}"
+            )
+    if isinstance(tokenizer, SentencePiece):
+        for token in tokens:
+            if token.kind == "no_text" and token.ids[0] < tokenizer.vocab_size:
+                raise UserError(
+                    f"objective.{token.name}: expected ids that the tokenizer never makes of text, "
+                    f"{tokenizer.vocab_size} and more, got {token.ids[0]}; data.tokenizer.vocab_size counts the tokens "
+                    "of text alone"
+                )
+        if (n := getattr(objective, "vocab_size", tokenizer.vocab_size)) != tokenizer.vocab_size:
+            raise UserError(
+                f"objective.vocab_size: expected that of data.tokenizer, {tokenizer.vocab_size}, got {n}; set them "
+                "equal"
             )
 
 

@@ -10,15 +10,15 @@ from typing import Literal
 from lm.data.documents.filters import Filter
 from lm.data.documents.near_duplicates import NearDuplicates
 from lm.data.documents.overlap import Overlap
+from lm.data.folder import RESERVED
+from lm.data.made_from import CorpusSpec
 from lm.data.sources.base import MAX_DOCUMENT_BYTES, Source
 from lm.data.sources.files import is_remote
 from lm.data.stream.batches import Ramp, Stage
 from lm.data.stream.exclude import Exclude, ExcludeDocuments
-from lm.data.stream.mixture import Phase, as_phases
+from lm.data.stream.mixture import Phase, as_phases, mean_weight
 from lm.data.tokenizer.sentencepiece import SentencePiece
 from lm.errors import UserError
-
-RESERVED = ("raw", "lock", "tokenizer.model", "tokenizer.json")  # what else lies in the folder of a corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +118,22 @@ class Data:
         for f in self.filters:
             if not isinstance(f, Filter):
                 raise UserError(f"data.filters: expected Filters, got {f!r}; write e.g. (Length(min_chars=200),)")
+
+    @property
+    def corpus(self) -> CorpusSpec:
+        """The part that says what the corpus is made of; `Stream.of` and `Ramp.of` see the others as their own."""
+        phases = as_phases(self.weights, self.sources) if self.weights else None
+        return CorpusSpec(
+            path=self.path,
+            cache=self.cache,
+            sources=self.sources,
+            tokenizer=self.tokenizer,
+            shares=None if phases is None else {name: mean_weight(phases, name) for name in self.sources},
+            validation_fraction=self.validation_fraction,
+            invalid_utf8=self.invalid_utf8,
+            on_error=self.on_error,
+            max_document_bytes=self.max_document_bytes,
+            filters=self.filters,
+            near_duplicates=self.near_duplicates,
+            overlap=self.overlap,
+        )

@@ -9,61 +9,79 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lm.data.documents.filters import Filter
 from lm.data.documents.near_duplicates import NearDuplicates
 from lm.data.documents.overlap import Overlap
+from lm.data.folder import CorpusFolder
 from lm.data.sources.base import Source
-from lm.data.store.splits import SPLITS
+from lm.data.store.splits import SPLITS, TRAIN
 from lm.data.tokenizer.sentencepiece import SentencePiece
 
 
-class Settings(Protocol):
-    """What a corpus is made from, as `Data` says it."""
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec:
+    """The part of `Data` that says what a corpus is made of and where it lies; how it is mixed and batched is not here.
+    The fields are those of `Data`, but `shares`: of each source in the sample that the tokenizer learns from, None
+    where that goes by size."""
+
+    path: str
+    cache: str | None
+    sources: Mapping[str, Source]
+    tokenizer: SentencePiece | str
+    shares: Mapping[str, float] | None
+    validation_fraction: float
+    invalid_utf8: str
+    on_error: str
+    max_document_bytes: int
+    filters: tuple[Filter, ...]
+    near_duplicates: NearDuplicates | None
+    overlap: Overlap | None
 
     @property
-    def path(self) -> str: ...
-    @property
-    def cache(self) -> str | None: ...
-    @property
-    def sources(self) -> Mapping[str, Source]: ...
-    @property
-    def tokenizer(self) -> SentencePiece | str: ...
-    @property
-    def validation_fraction(self) -> float: ...
-    @property
-    def invalid_utf8(self) -> str: ...
-    @property
-    def on_error(self) -> str: ...
-    @property
-    def max_document_bytes(self) -> int: ...
-    @property
-    def filters(self) -> Sequence[Filter]: ...
-    @property
-    def near_duplicates(self) -> NearDuplicates | None: ...
-    @property
-    def overlap(self) -> Overlap | None: ...
+    def folder(self) -> CorpusFolder:
+        """The one at `path`, which is a local one."""
+        return CorpusFolder(Path(self.path))
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """The splits that each source has, with the labels of their documents."""
+        return SPLITS if self.validation_fraction else {"train": TRAIN}
 
-def splits(data: Settings) -> list[str]:
-    return list(SPLITS) if data.validation_fraction else ["train"]
+    def made_from(self, name: str) -> dict[str, Any]:
+        """The settings that decide what is in a store, as JSON. One that is not set is None, which an older store need
+        not have."""
+        settings = {
+            "source": _described(self.sources[name]),
+            "validation_fraction": self.validation_fraction,
+            "invalid_utf8": self.invalid_utf8,
+            "skip_errors": {"max_document_bytes": self.max_document_bytes} if self.on_error == "skip" else None,
+            "filters": [_described(f) for f in self.filters] or None,
+            "near_duplicates": self.near_duplicates and _described(self.near_duplicates),
+            "overlap": self.overlap and _described(self.overlap),
+        }
+        return json.loads(json.dumps(settings))
 
+    def tokenizer_made_from(self) -> dict[str, Any]:
+        """The settings that decide what the tokenizer is."""
+        if isinstance(self.tokenizer, SentencePiece):
+            return dataclasses.asdict(self.tokenizer)
+        return {"path": self.tokenizer}
 
-def made_from(data: Settings, name: str) -> dict[str, Any]:
-    """The settings that decide what is in a store. One that is not set is None, which an older store need not have."""
-    settings = {
-        "source": _described(data.sources[name]),
-        "validation_fraction": data.validation_fraction,
-        "invalid_utf8": data.invalid_utf8,
-        "skip_errors": {"max_document_bytes": data.max_document_bytes} if data.on_error == "skip" else None,
-        "filters": [_described(f) for f in data.filters] or None,
-        "near_duplicates": data.near_duplicates and _described(data.near_duplicates),
-        "overlap": data.overlap and _described(data.overlap),
-    }
-    return json.loads(json.dumps(settings))
+    def raw_digest(self, name: str) -> str | None:
+        """A digest of the raw files of a source and those that filters read; None when that cannot be told or some are
+        not here."""
+        identity = self.sources[name].identity()
+        paths = [Path(p) for f in self.filters for p in f.files()]
+        if identity is None or not all(p.is_file() for p in paths):
+            return None
+        if not paths:
+            return digest(identity)
+        return digest([identity, [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]])
 
 
 def _described(value: Any) -> Any:
@@ -77,20 +95,6 @@ def _described(value: Any) -> Any:
     }
 
 
-def tokenizer_made_from(data: Settings) -> dict[str, Any]:
-    return dataclasses.asdict(data.tokenizer) if isinstance(data.tokenizer, SentencePiece) else {"path": data.tokenizer}
-
-
-def raw_digest(data: Settings, name: str) -> str | None:
-    """Of the raw files and those that filters read; None when that cannot be told or some are not here."""
-    identity = data.sources[name].identity()
-    paths = [Path(p) for f in data.filters for p in f.files()]
-    if identity is None or not all(p.is_file() for p in paths):
-        return None
-    if not paths:
-        return digest(identity)
-    return digest([identity, [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]])
-
-
 def digest(value: Any) -> str:
+    """The sha256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

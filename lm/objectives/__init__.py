@@ -1,6 +1,6 @@
 """Objectives: each owns how its examples are made and how its loss is computed."""
 
-from lm.objectives.base import Loss, Objective, Score
+from lm.objectives.base import Loss, Objective, Score, SpecialToken
 from lm.objectives.causal_lm import CausalLM
 from lm.objectives.denoising import Denoising
 from lm.objectives.fim import FillInTheMiddle
@@ -26,5 +26,6 @@ __all__ = [
     "Score",
     "Seq2Seq",
     "SpanCorruption",
+    "SpecialToken",
     "UL2Decoder",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,26 @@ class Score(NamedTuple):
     n_bytes: jax.Array  # bytes of original text that the targets stand for
 
 
+TokenKind = Literal["tokenizer", "no_text", "any"]
+
+
+class SpecialToken(NamedTuple):
+    """A field of an objective that names a token, or the first of several. name: of the field. ids: rising. kind: one
+    that the tokenizer says ("tokenizer"), one that no text may make ("no_text"), or any of the model's vocabulary.
+    numbered: what a person reads for several tokens, with their number from the highest id down."""
+
+    name: str
+    ids: range
+    kind: TokenKind
+    numbered: str = ""
+
+    def labels(self) -> dict[int, str]:
+        """Id -> what a person reads for it."""
+        if self.numbered:
+            return {i: f"{self.numbered}_{n}" for n, i in enumerate(reversed(self.ids))}
+        return {self.ids[0]: self.name.removesuffix("_id")}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """Base of the objectives. `model` below is a module of the family the objective is for.
@@ -42,6 +62,13 @@ class Objective:
     """
 
     family: ClassVar[Family] = "decoder"
+    token_kinds: ClassVar[Mapping[str, TokenKind]] = {"start_id": "tokenizer", "pad_id": "tokenizer"}
+
+    def special_tokens(self) -> tuple[SpecialToken, ...]:
+        """Every field that ends in `_id`: of the kind that `token_kinds` says, and where that is silent, of the
+        strictest. So a field that is added and forgotten there is checked too."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name.endswith("_id")}
+        return tuple(SpecialToken(n, range(i, i + 1), self.token_kinds.get(n, "no_text")) for n, i in fields.items())
 
     @property
     def decoder_start_id(self) -> int:
@@ -110,14 +137,3 @@ def router_loss(router: Router | None, balance: float, z: float) -> jax.Array:
     return balance * balance_loss(total.counts, total.probs, total.n, total.counts.shape[-1]) + z * z_loss(
         total.z, total.n
     )
-
-
-def ids_of_no_text(objective: Objective) -> Iterator[tuple[str, int]]:
-    """(field, id) of the tokens of an objective that stand for no text, of sentinels each from the last on. What ends a
-    document and what is padding are the tokenizer's own."""
-    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    for name in ("mask_id", "cls_id", "sep_id", "prefix_id", "suffix_id", "middle_id", "r_id", "s_id", "x_id"):
-        if name in fields:
-            yield name, fields[name]
-    if (first := fields.get("first_sentinel_id")) is not None:
-        yield from (("first_sentinel_id", i) for i in range(first - fields["n_sentinels"] + 1, first + 1))

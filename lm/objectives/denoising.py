@@ -36,6 +36,7 @@ class Denoising(Objective):
     """
 
     family: ClassVar[Family] = "encoder_decoder"
+    token_kinds: ClassVar = dict(Objective.token_kinds) | {"newline_id": "any"}
 
     mask_id: int
     rate: float = 0.3

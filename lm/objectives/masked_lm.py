@@ -49,6 +49,7 @@ class MaskedLM(Objective):
     """
 
     family: ClassVar[Family] = "encoder"
+    token_kinds: ClassVar = dict(Objective.token_kinds) | {"newline_id": "any"}
 
     mask_id: int
     cls_id: int

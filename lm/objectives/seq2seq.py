@@ -83,6 +83,7 @@ class Seq2Seq(Objective):
     """
 
     family: ClassVar[Family] = "encoder_decoder"
+    token_kinds: ClassVar = dict(Objective.token_kinds) | {"separator_id": "any", "decoder_start_id": "any"}
 
     max_source: int
     max_target: int

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from lm.errors import UserError
 from lm.models import Family
 from lm.objectives import noise
-from lm.objectives.base import Loss, Objective, Score
+from lm.objectives.base import Loss, Objective, Score, SpecialToken
 from lm.objectives.seq2seq import restoring_loss
 
 
@@ -31,6 +31,12 @@ class Lengths(NamedTuple):
     spans: int
     inputs: int
     targets: int
+
+
+def with_sentinels(tokens: tuple[SpecialToken, ...], n: int) -> tuple[SpecialToken, ...]:
+    """The tokens of an objective, of which `first_sentinel_id` stands for n, by T5's names for them."""
+    many = lambda t: t._replace(ids=range(t.ids[0] - n + 1, t.ids[0] + 1), numbered="extra_id")
+    return tuple(many(t) if t.name == "first_sentinel_id" else t for t in tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,9 @@ class SpanCorruption(Objective):
             raise UserError(f"objective.chunks: expected at least 1, got {self.chunks}")
         if self.z_loss < 0.0:
             raise UserError(f"objective.z_loss: expected 0 or more, got {self.z_loss}")
+
+    def special_tokens(self) -> tuple[SpecialToken, ...]:
+        return with_sentinels(super().special_tokens(), self.n_sentinels)
 
     @property
     def _last_sentinel_id(self) -> int:

@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 from lm.errors import UserError
 from lm.models import Family
 from lm.objectives import noise
-from lm.objectives.base import Loss, Objective, Score
-from lm.objectives.span_corruption import SpanCorruption
+from lm.objectives.base import Loss, Objective, Score, SpecialToken
+from lm.objectives.span_corruption import SpanCorruption, with_sentinels
 
 Mode = Literal["R", "S", "X"]
 
@@ -95,6 +95,9 @@ class UL2(Objective):
                 "objective: expected different ids of 0 and more, none of them a sentinel, for pad_id, start_id, r_id, "
                 f"s_id and x_id, got {', '.join(map(str, ids))} and sentinels {last} to {self.first_sentinel_id}"
             )
+
+    def special_tokens(self) -> tuple[SpecialToken, ...]:
+        return with_sentinels(super().special_tokens(), self.n_sentinels)
 
     @property
     def decoder_start_id(self) -> int:

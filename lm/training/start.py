@@ -16,7 +16,6 @@ from lm.data.sources.files import is_remote
 from lm.data.tokenizer.open import open_tokenizer, there
 from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
-from lm.objectives.base import ids_of_no_text
 from lm.training.setup import Setup
 from lm.workdir import IMPORTED
 
@@ -108,15 +107,15 @@ def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
             f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
             f"set at least that"
         )
-    for name, expected in (("start_id", tokenizer.eos_id), ("pad_id", tokenizer.pad_id)):
-        got = getattr(objective, name)
-        if got != expected:
+    tokens, own = objective.special_tokens(), {"start_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    for name, got in ((token.name, token.ids[0]) for token in tokens if token.kind == "tokenizer"):
+        if got != (expected := own[name]):
             none = name == "pad_id" and expected == NO_PAD
             why = f"{expected}, as it has no padding" if none else f"{expected}"
             or_else = ", or name a pad_token in its tokenizer_config.json" if none else ""
             raise UserError(f"objective.{name}: the tokenizer says {why}, got {got}; set it to {expected}{or_else}")
     size = tokenizer.token_bytes()
-    for name, value in ids_of_no_text(objective):
+    for name, value in ((token.name, i) for token in tokens if token.kind == "no_text" for i in token.ids):
         if 0 <= value < len(size) and size[value]:
             raise UserError(
                 f"objective.{name}: expected an id that the tokenizer never makes of text, got {value}, which is "

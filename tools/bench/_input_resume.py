@@ -29,7 +29,6 @@ def measure_resume(folder: Path, gigabytes: list[float], batch_size: int, seq_le
     from _input_stores import write_sparse
 
     from lm.data import SentencePiece
-    from lm.data.made_from import made_from
 
     learnt = SentencePiece(kind="bpe", vocab_size=8192).train(python_sources(4 << 20))
     tokenizer = folder / "tokenizer.model"
@@ -37,7 +36,7 @@ def measure_resume(folder: Path, gigabytes: list[float], batch_size: int, seq_le
     names = {gb: folder / f"{gb:g}" for gb in gigabytes}
     for gb, path in names.items():
         data = _config(path, tokenizer, batch_size, seq_len)
-        of_meta = dict(tokenizer=learnt.fingerprint, made_from=made_from(data, "text"))
+        of_meta = dict(tokenizer=learnt.fingerprint, made_from=data.corpus.made_from("text"))
         write_sparse(path / "text" / "train", int(gb * 2**30), **of_meta)
         shutil.copy(tokenizer, path)
     runs: dict[float, list[dict]] = {gb: [] for gb in gigabytes}

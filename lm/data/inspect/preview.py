@@ -7,7 +7,6 @@ that name is true. Text that spells a mark looks the same.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,14 +95,9 @@ def preview(
 
 def names_of_ids(objective: Any) -> dict[int, str]:
     """Id -> what the objective's fields call it: mask, cls, and T5's extra_id_0 for the first sentinel."""
-    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     names: dict[int, str] = {}
-    if "first_sentinel_id" in fields:
-        first = fields.pop("first_sentinel_id")
-        names |= {first - i: f"extra_id_{i}" for i in range(fields["n_sentinels"])}
-    for name, value in fields.items():
-        if name.endswith("_id"):
-            names.setdefault(value, name.removesuffix("_id"))
+    for token in objective.special_tokens():
+        names = token.labels() | names
     return names
 
 

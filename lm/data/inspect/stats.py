@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.data.corpus import Corpus
+from lm.data.folder import RAW, CorpusFolder
 from lm.data.sources.files import is_remote
 from lm.data.store.mirror import find_remote_stores, stage_corpus
 from lm.data.store.splits import SPLITS
-from lm.data.store.tokens import Store
+from lm.data.store.tokens import META, Store
 from lm.data.tokenizer.open import prepared_settings
 from lm.errors import UserError
 
@@ -27,11 +28,11 @@ def find_stores(path: str | Path) -> dict[str, Store]:
     if is_remote(str(path)):
         path = stage_corpus(str(path), find_remote_stores(str(path)))
     path = Path(path)
-    if (path / "meta.json").is_file():
+    if (path / META).is_file():
         return {f"{path.parent.name}/{path.name}": Store(path)}
     folders = [path / split for split in SPLITS if (path / split).is_dir()]
     if not folders:
-        sources = sorted(p for p in path.iterdir() if p.is_dir() and p.name != "raw")
+        sources = sorted(p for p in path.iterdir() if p.is_dir() and p.name != RAW)
         folders = [p / split for p in sources for split in SPLITS if (p / split).is_dir()]
     if not folders:
         raise UserError(
@@ -102,7 +103,8 @@ def verify(stores: Mapping[str, Store]) -> Iterator[str]:
 
 
 def _check_tokenizer(store: Store) -> None:
-    tokenizer = store.path.resolve().parent.parent / "tokenizer.model"
+    folder = CorpusFolder(store.path.resolve().parent.parent)
+    tokenizer = folder.tokenizer
     if not tokenizer.is_file():
         return
     got = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
@@ -114,6 +116,6 @@ def _check_tokenizer(store: Store) -> None:
     saved = prepared_settings(tokenizer)
     if saved and saved.get("fingerprint") != got:
         raise UserError(
-            f"{tokenizer.with_name('tokenizer.json')}: expected fingerprint {got[:12]}, of the tokenizer.model beside "
-            f"it, got {str(saved.get('fingerprint'))[:12]}; copy it again or run `lm prepare --force`"
+            f"{folder.tokenizer_settings}: expected fingerprint {got[:12]}, of the {tokenizer.name} beside it, "
+            f"got {str(saved.get('fingerprint'))[:12]}; copy it again or run `lm prepare --force`"
         )

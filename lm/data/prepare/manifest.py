@@ -15,25 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.config import Data
 from lm.data.documents.reading import Reading
-from lm.data.made_from import digest, made_from, tokenizer_made_from
+from lm.data.folder import CorpusFolder
+from lm.data.made_from import CorpusSpec, digest
 from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part
 from lm.data.store.tokens import VERSION, dtype_for
-from lm.data.stream.mixture import as_phases, mean_weight
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.sentencepiece import SentencePiece
 from lm.files import write_atomic
 
-PLAN = ".plan.json"  # no source can be called that
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """shards: by source, in order, the parts of each. raw: by source, what `raw_digest` says of its files. index: name
-    of the file with the n-grams to look for. settings: of the config, what the jobs depend on, and the hosts."""
+    """What the jobs follow from. settings: see `settings`. shards: by source, in order, the parts of each. raw: by
+    source, what `raw_digest` says of its files. index: name of the file with the n-grams to look for."""
 
     settings: dict[str, Any]
     shards: dict[str, list[tuple[Part, ...]]]
@@ -50,29 +47,29 @@ class Plan:
         return cls(**raw | {"shards": shards})
 
     def save(self, path: Path) -> None:
-        write_atomic(path / PLAN, self.to_json())
+        write_atomic(CorpusFolder(path).plan, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Plan | None:
-        """The one in the folder of a corpus, None where there is none."""
+        """Reads the one in the folder of a corpus; None where there is none."""
         try:
-            return cls.from_json((path / PLAN).read_bytes())
+            return cls.from_json(CorpusFolder(path).plan.read_bytes())
         except FileNotFoundError:
             return None
 
     def labels_path(self, path: Path, name: str) -> Path:
         """Where host 0 says which documents of a source stay: arrays "0", "1", ... uint8, a shard each."""
-        return path / name / "work" / f"labels-{hashlib.sha256(self.to_json()).hexdigest()[:12]}.npz"
+        return CorpusFolder(path).work(name) / f"labels-{hashlib.sha256(self.to_json()).hexdigest()[:12]}.npz"
 
 
-def settings(data: Data, hosts: int) -> dict[str, Any]:
-    """As JSON: what hosts that prepare one corpus have to agree on."""
-    files = sorted({path for f in data.filters for path in f.files()})
+def settings(spec: CorpusSpec, hosts: int) -> dict[str, Any]:
+    """What hosts that prepare one corpus have to agree on, as JSON."""
+    files = sorted({path for f in spec.filters for path in f.files()})
     found = {
         "hosts": hosts,
-        "tokenizer": tokenizer_made_from(data),
-        "weights": _shares(data, list(data.sources)),
-        "sources": {name: made_from(data, name) for name in data.sources},
+        "tokenizer": spec.tokenizer_made_from(),
+        "weights": spec.shares,
+        "sources": {name: spec.made_from(name) for name in spec.sources},
         "files": {p: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in files if Path(p).is_file()},
     }
     return json.loads(json.dumps(found))
@@ -88,35 +85,37 @@ def difference(mine: Any, theirs: Any, at: str = "") -> tuple[str, Any, Any] | N
     return None if mine == theirs else (at, mine, theirs)
 
 
-def scan_jobs(data: Data, plan: Plan) -> dict[str, list[ScanJob]]:
-    sample_bytes = data.tokenizer.train_bytes if isinstance(data.tokenizer, SentencePiece) else 0
+def scan_jobs(spec: CorpusSpec, plan: Plan) -> dict[str, list[ScanJob]]:
+    """The first jobs of each source, one a shard. The tokenizer's sample is dealt out over them before anything is
+    read, so that each excerpt is chosen by one worker alone and no worker has to know of another."""
+    folder, sample_bytes = spec.folder, spec.tokenizer.train_bytes if isinstance(spec.tokenizer, SentencePiece) else 0
     size = {name: sum(p.n_bytes for parts in named for p in parts) for name, named in plan.shards.items()}
-    share = _shares(data, list(plan.shards)) or size
-    index = None if plan.index is None else Path(data.path, "raw", plan.index)
+    share = {name: spec.shares[name] for name in plan.shards} if spec.shares else size
+    index = None if plan.index is None else folder.raw / plan.index
     jobs: dict[str, list[ScanJob]] = {}
     for name, named in plan.shards.items():
-        work = Path(data.path, name, "work")
+        work = folder.work(name)
         work.mkdir(parents=True, exist_ok=True)
         wanted = sample_bytes * share[name] / (sum(share.values()) or 1)  # all files may be empty
         jobs[name] = []
         for i, parts in enumerate(named):
             sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))
-            key = digest([VERSION, made_from(data, name), plan.raw[name], plan.index, parts, sample])
+            key = digest([VERSION, plan.settings["sources"][name], plan.raw[name], plan.index, parts, sample])
             jobs[name].append(
                 ScanJob(
                     reading=Reading(
-                        source=data.sources[name],
+                        source=spec.sources[name],
                         parts=parts,
-                        invalid_utf8=data.invalid_utf8,
-                        on_error=data.on_error,
-                        max_document_bytes=data.max_document_bytes,
-                        filters=data.filters,
+                        invalid_utf8=spec.invalid_utf8,
+                        on_error=spec.on_error,
+                        max_document_bytes=spec.max_document_bytes,
+                        filters=spec.filters,
                     ),
-                    near=data.near_duplicates,
+                    near=spec.near_duplicates,
                     overlap=index,
-                    remove_overlap=data.overlap is not None and data.overlap.remove,
+                    remove_overlap=spec.overlap is not None and spec.overlap.remove,
                     sample_bytes=sample,
-                    validation_fraction=data.validation_fraction,
+                    validation_fraction=spec.validation_fraction,
                     out=work / f"scan-{i:05d}-{key[:12]}.npz",
                 )
             )
@@ -124,36 +123,27 @@ def scan_jobs(data: Data, plan: Plan) -> dict[str, list[ScanJob]]:
 
 
 def tokenize_job(
-    data: Data, name: str, shard: int, scan: ScanJob, labels: np.ndarray, text: str, tokenizer: Tokenizer
+    folder: CorpusFolder, name: str, shard: int, scan: ScanJob, labels: np.ndarray, text: str, tokenizer: Tokenizer
 ) -> TokenizeJob:
-    """labels uint8 [n] of the documents that `scan` found; text: their `Scan.digest`."""
-    folder = Path(data.path, name)
+    """The second job of a shard. labels uint8 [n] of the documents that `scan` found; text: their `Scan.digest`."""
     return TokenizeJob(
         reading=scan.reading,
         scan=scan.out,
         labels=labels,
-        tokenizer=Path(data.path, "tokenizer.model"),
+        tokenizer=folder.tokenizer,
         dtype=dtype_for(tokenizer.vocab_size),
-        folder=folder,
+        folder=folder.source(name),
         shard=shard,
-        out=folder / "work" / f"shard-{shard:05d}.json",
+        out=folder.work(name) / f"shard-{shard:05d}.json",
         key=digest([hashlib.sha256(labels.tobytes()).hexdigest(), text, tokenizer.fingerprint]),
     )
 
 
 def with_threads(jobs: Sequence[TokenizeJob], cores: int) -> list[TokenizeJob]:
-    """The same, with the cores that fewer jobs than these would leave idle."""
+    """The same jobs, with the cores that fewer jobs than these would leave idle."""
     return [dataclasses.replace(job, threads=max(1, cores // len(jobs))) for job in jobs]
 
 
 def in_one(named: dict[str, list[Any]]) -> list[Any]:
-    """Of all sources: the order in which jobs are dealt to hosts."""
+    """The jobs of all sources, in the order in which they are dealt to hosts."""
     return [job for jobs in named.values() for job in jobs]
-
-
-def _shares(data: Data, names: Sequence[str]) -> dict[str, float] | None:
-    """Of the tokenizer's sample; None: by size."""
-    if not data.weights:
-        return None
-    phases = as_phases(data.weights, data.sources)
-    return {name: mean_weight(phases, name) for name in names}

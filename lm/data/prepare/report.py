@@ -84,9 +84,10 @@ def _overlap(selection: Selection, overlap: Overlap, evaluations: Mapping[str, E
     }
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Writes a report as JSON, and the folder for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(report, indent=1).encode())
 
 
 def lines(selection: Selection, report: Mapping[str, Any]) -> list[str]:

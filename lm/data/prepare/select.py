@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.data.documents.near_duplicates import NearDuplicates, find_clusters
+from lm.data.folder import CorpusFolder
 from lm.data.prepare.scan import EXAMPLES, Scan, ScanJob
 from lm.data.sources.base import Part
 from lm.data.store.splits import DROP, TRAIN, VALIDATION, in_validation
@@ -97,25 +98,19 @@ class Near(NamedTuple):
     n_cut: int
 
 
-def signatures_path(folder: Path) -> Path:
-    """Signatures of the documents of a source that are no exact duplicates, near-duplicates included: a source that is
-    added later is compared with them."""
-    return folder / "near.u32"
-
-
 def drop_near_duplicates(
-    selections: Mapping[str, Selection], order: Sequence[str], folder: Path, how: NearDuplicates
+    selections: Mapping[str, Selection], order: Sequence[str], folder: CorpusFolder, how: NearDuplicates
 ) -> Near:
-    """Leaves out all but the first of each cluster.
+    """Leaves out all but the first of each cluster, and writes the signatures of what it compared.
 
     order: all sources; those without a selection are finished, come first and keep what they have. UserError when the
     signatures of a finished one are gone.
     """
     kept: dict[str, np.ndarray] = {name: np.flatnonzero(s.labels != DROP) for name, s in selections.items()}
     for name, selection in selections.items():
-        _write_signatures(signatures_path(folder / name), selection, how)
+        _write_signatures(folder.signatures(name), selection, how)
     names = sorted(order, key=lambda name: name in selections)
-    arrays = [_map(signatures_path(folder / name), how) for name in names]
+    arrays = [_map(folder.signatures(name), how) for name in names]
     clusters = find_clusters(arrays, how)
     base = dict(zip(names, np.cumsum([0, *map(len, arrays)])[:-1].tolist(), strict=True))
     dropped = {}

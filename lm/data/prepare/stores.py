@@ -6,87 +6,99 @@ import hashlib
 import json
 import shutil
 import time
-from pathlib import Path
 
-from lm.data.config import Data
-from lm.data.made_from import made_from, raw_digest, splits, tokenizer_made_from
+from lm.data.corpus import check_tokenizer
+from lm.data.made_from import CorpusSpec
+from lm.data.prepare.manifest import Plan
 from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.select import Selection
 from lm.data.prepare.tokenize import TokenizeJob
-from lm.data.store.splits import SPLITS
-from lm.data.store.tokens import StoreMeta, docs_name, dtype_for, tokens_name, write_meta
+from lm.data.store.tokens import META, StoreMeta, docs_name, dtype_for, tokens_name, write_meta
 from lm.data.tokenizer.base import Tokenizer
-from lm.data.tokenizer.open import open_tokenizer
+from lm.data.tokenizer.open import open_tokenizer, read_prepared
 from lm.errors import UserError
 from lm.files import Log, write_atomic
 
 
-def check_left(data: Data, selection: Selection) -> None:
+def check_left(spec: CorpusSpec, selection: Selection) -> None:
+    """UserError where nothing is left of a source, or of one of its splits."""
     name, n, left_out = selection.name, selection.n_kept, selection.left_out()
     if n == 0:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         only_empty = not left_out.keys() - {"empty", "duplicates"}
         raise UserError(
             f"data.sources[{name!r}]: expected text, got {len(selection.labels)} documents, "
-            + ("all empty; check the source" if only_empty else f"none left: {why}; see {data.path}/{name}/report.json")
+            + ("all empty; check the source" if only_empty else f"none left: {why}; see {spec.folder.report(name)}")
         )
-    for split, label in SPLITS.items():
-        if split in splits(data) and not (selection.labels == label).any():
+    for split, label in spec.splits.items():
+        if not (selection.labels == label).any():
             raise UserError(
                 f"data.sources[{name!r}]: expected documents in {split}, got none: all of {n} fell elsewhere with "
-                f"validation_fraction={data.validation_fraction}; change it, or cut the text into more documents"
+                f"validation_fraction={spec.validation_fraction}; change it, or cut the text into more documents"
             )
 
 
-def make_tokenizer(data: Data, scans: dict[str, list[ScanJob]], log: Log) -> None:
-    path = Path(data.path)
+def known_tokenizer(spec: CorpusSpec) -> Tokenizer | None:
+    """The tokenizer that the corpus has already, or that the config names; None where one is learnt. UserError where it
+    is not the one of the config, and as `open_tokenizer`."""
+    path = spec.folder.tokenizer
+    if path.is_file():
+        tokenizer = read_prepared(path)
+        check_tokenizer(spec, tokenizer, path)
+        return tokenizer
+    return open_tokenizer(spec.tokenizer) if isinstance(spec.tokenizer, str) else None
+
+
+def make_tokenizer(spec: CorpusSpec, known: Tokenizer | None, scans: list[ScanJob], log: Log) -> Tokenizer:
+    """The corpus's tokenizer, which is written if it is not there: the one that is `known`, or one that is learnt from
+    what the scans kept."""
+    if spec.folder.tokenizer.is_file() and known is not None:
+        return known
     tokenizer: Tokenizer
-    if isinstance(data.tokenizer, str):
-        tokenizer = open_tokenizer(data.tokenizer)
+    if isinstance(spec.tokenizer, str):
+        tokenizer = known or open_tokenizer(spec.tokenizer)
         end = tokenizer.pieces([tokenizer.eos_id])[0]
-        log(f"tokenizer: {data.tokenizer} of {tokenizer.vocab_size} ids; {end} ({tokenizer.eos_id}) ends a document")
+        log(f"tokenizer: {spec.tokenizer} of {tokenizer.vocab_size} ids; {end} ({tokenizer.eos_id}) ends a document")
     else:
-        sample = list(dict.fromkeys(text for jobs in scans.values() for j in jobs for text in j.result().sample))
+        sample = list(dict.fromkeys(text for job in scans for text in job.result().sample))
         n_bytes, began = sum(len(t.encode()) for t in sample), time.monotonic()
-        log(f"tokenizer: learning {data.tokenizer.vocab_size} {data.tokenizer.kind} pieces from {n_bytes / 1e6:.1f} MB")
-        tokenizer = data.tokenizer.train(sample)
+        log(f"tokenizer: learning {spec.tokenizer.vocab_size} {spec.tokenizer.kind} pieces from {n_bytes / 1e6:.1f} MB")
+        tokenizer = spec.tokenizer.train(sample)
         log(f"tokenizer: learnt in {time.monotonic() - began:.1f} s")
-    settings = {"made_from": tokenizer_made_from(data), "fingerprint": tokenizer.fingerprint}
-    write_atomic(path / "tokenizer.json", json.dumps(settings, indent=1).encode())
-    write_atomic(path / "tokenizer.model", tokenizer.to_bytes())
+    settings = {"made_from": spec.tokenizer_made_from(), "fingerprint": tokenizer.fingerprint}
+    write_atomic(spec.folder.tokenizer_settings, json.dumps(settings, indent=1).encode())
+    write_atomic(spec.folder.tokenizer, tokenizer.to_bytes())
+    return tokenizer
 
 
 def finish_source(
-    data: Data,
-    name: str,
-    jobs: list[TokenizeJob],
-    selection: Selection,
-    tokenizer: Tokenizer,
-    log: Log,
+    spec: CorpusSpec, plan: Plan, jobs: list[TokenizeJob], selection: Selection, tokenizer: Tokenizer, log: Log
 ) -> None:
-    results, counts = [j.result() for j in jobs], selection.counts()
+    """Writes the meta of a source's stores, which makes them whole, the training split last: who sees it sees all. What
+    they are made from is what the plan says, whatever has become of the raw files since."""
+    name, results, counts = selection.name, [j.result() for j in jobs], selection.counts()
     corpus = hashlib.sha256(selection.hashes.astype("<u8").tobytes()).hexdigest()
-    folder = Path(data.path, name)
-    for split in reversed(splits(data)):
+    for split in reversed(spec.splits):
         shards = tuple(r[split] for r in results)
+        folder = spec.folder.store(name, split)
         write_meta(
-            folder / split,
+            folder,
             StoreMeta(
                 dtype=dtype_for(tokenizer.vocab_size),
                 tokenizer=tokenizer.fingerprint,
                 corpus=corpus,
-                made_from=made_from(data, name),
-                raw=raw_digest(data, name),
+                made_from=plan.settings["sources"][name],
+                raw=plan.raw[name],
                 counts=counts,
                 shards=shards,
             ),
         )
-        ours = {"meta.json", *(name(i) for i in range(len(shards)) for name in (tokens_name, docs_name))}
-        for path in (folder / split).iterdir():
+        ours = {META, *(name(i) for i in range(len(shards)) for name in (tokens_name, docs_name))}
+        for path in folder.iterdir():
             if path.name not in ours:  # half-written by a run that was killed
                 path.unlink()
         n_tokens, n_bytes = sum(s.n_tokens for s in shards), sum(s.n_bytes for s in shards)
         n_documents = sum(s.n_documents for s in shards)
         log(f"{name}/{split}: {n_documents} documents, {n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token")
-    if "validation" not in splits(data):
-        shutil.rmtree(folder / "validation", ignore_errors=True)
+    if "validation" not in spec.splits:
+        shutil.rmtree(spec.folder.store(name, "validation"), ignore_errors=True)

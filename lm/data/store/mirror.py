@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm.data.folder import TOKENIZER, TOKENIZER_SETTINGS, CorpusFolder
 from lm.data.sources.files import copy_file
-from lm.data.store.tokens import StoreMeta, parse_meta, shard_files
+from lm.data.store.tokens import META, StoreMeta, parse_meta, shard_files
 from lm.errors import UserError
 from lm.files import Log, locked, write_atomic
 
 CACHE = "~/.cache/lm/corpora"
 THREADS = 8  # one stream of an object store gives some 100 MB/s, a host has ten times that
-TOKENIZER = ("tokenizer.model", "tokenizer.json")
 MAKE = "make it with `lm prepare` in a local folder, then copy that folder there"
 
 
@@ -56,17 +56,17 @@ def stage_corpus(url: str, stores: Sequence[str], *, cache: str | None = None, l
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"data.cache: expected a folder that can be made, got {e}; name another") from None
-    with locked(folder / "lock", log, what="copies this corpus"):
+    with locked(CorpusFolder(folder).lock, log, what="copies this corpus"):
         metas: dict[str, bytes] = {}
         copies: list[Copy] = []
-        small = {name: _read(root / name, url) for name in TOKENIZER}
+        small = {name: _read(root / name, url) for name in (TOKENIZER, TOKENIZER_SETTINGS)}
         for left in folder.rglob(".*"):  # by a process that was killed
             left.unlink()
         for name in stores:
-            metas[name] = _read(root / name / "meta.json", url)
-            meta = parse_meta(metas[name], f"{url.rstrip('/')}/{name}/meta.json")
+            metas[name] = _read(root / name / META, url)
+            meta = parse_meta(metas[name], f"{url.rstrip('/')}/{name}/{META}")
             copies += _missing(root / name, folder / name, meta)
-        small |= {f"{name}/meta.json": content for name, content in metas.items()}
+        small |= {f"{name}/{META}": content for name, content in metas.items()}
         for name, content in small.items():
             _check_same(root / name, folder / name, content)
         _copy(url, folder, copies, log)
@@ -82,7 +82,7 @@ def find_remote_stores(url: str) -> list[str]:
     root = remote_path(url)
     with _reaching(url):
         names = [f"{a.name}/{b.name}" for a in root.iterdir() if a.is_dir() for b in a.iterdir() if b.is_dir()]
-        found = sorted(name for name in names if (root / name / "meta.json").exists())
+        found = sorted(name for name in names if (root / name / META).exists())
     if not found:
         raise UserError(f"{url}: expected the folder of a prepared corpus, got no <source>/train in it; {MAKE}")
     return found
@@ -101,7 +101,7 @@ def remote_path(url: str) -> Any:
 def _missing(remote: Any, local: Path, meta: StoreMeta) -> list[Copy]:
     """A file of the right size was compared with its checksum, but where there is no meta.json yet, perhaps with that
     of an earlier one."""
-    whole = (local / "meta.json").is_file()
+    whole = (local / META).is_file()
     named = [file for i, shard in enumerate(meta.shards) for file in shard_files(i, shard, meta.dtype)]
     files = [Copy(remote / name, local / name, size, sha256) for name, size, sha256 in named]
     return [f for f in files if _size(f.local) != f.size or not (whole or _sha256(f.local) == f.sha256)]

@@ -30,6 +30,7 @@ from lm.errors import UserError
 from lm.files import temporary_name, write_atomic
 
 VERSION = 1
+META = "meta.json"
 ASK_BYTES = 2**17  # the kernel may leave out what a request has beyond its read-ahead, which is 128 kB or more
 SPARE_FILES = 512  # that may be open beside the shards: checkpoints, logs, sockets
 
@@ -328,11 +329,11 @@ def _windows(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def write_meta(folder: Path, meta: StoreMeta) -> None:
-    write_atomic(folder / "meta.json", json.dumps(dataclasses.asdict(meta), indent=1).encode())
+    write_atomic(folder / META, json.dumps(dataclasses.asdict(meta), indent=1).encode())
 
 
 def _read_meta(folder: Path) -> StoreMeta:
-    path = folder / "meta.json"
+    path = folder / META
     if not path.is_file():
         raise UserError(f"{folder}: expected a prepared store with meta.json, got none; run `lm prepare`")
     return parse_meta(path.read_bytes(), str(path))

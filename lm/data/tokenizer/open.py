@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from lm.data.folder import TOKENIZER_SETTINGS
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.huggingface import FORMAT, open_files
 from lm.data.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -51,7 +52,7 @@ def read_prepared(path: Path) -> Tokenizer:
 def prepared_settings(path: Path) -> dict[str, Any]:
     """What the tokenizer.model of a prepared corpus was made from, and its fingerprint, by the tokenizer.json beside
     it: {} where there is none, as with one that was made elsewhere."""
-    settings = path.with_name("tokenizer.json")
+    settings = path.with_name(TOKENIZER_SETTINGS)
     try:
         saved = json.loads(settings.read_bytes()) if settings.is_file() else {}
         if not isinstance(saved, dict):

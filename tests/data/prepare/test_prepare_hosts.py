@@ -15,9 +15,10 @@ import pytest
 
 from lm import cli
 from lm.data import Jsonl, Length, NearDuplicates, Overlap, SentencePiece, open_corpus, prepare
-from lm.data.prepare import hosts
-from lm.data.prepare.hosts import Team
-from lm.data.prepare.manifest import PLAN, Plan, difference, settings
+from lm.data.folder import PLAN
+from lm.data.prepare import hosts, preparation
+from lm.data.prepare.manifest import Plan, difference, settings
+from lm.data.prepare.preparation import Team
 from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.errors import UserError
@@ -32,7 +33,7 @@ WAY_OUT = "give all hosts one recipe, --hosts and raw files, and start host 0 be
 def small_shards(monkeypatch):
     for module in ("lm.data.sources.base", "lm.data.prepare.passes"):
         monkeypatch.setattr(sys.modules[module], "stretch_bytes", lambda total: 3000)
-    monkeypatch.setattr(hosts, "MAX_POLL_S", 0.1)
+    monkeypatch.setattr(preparation, "MAX_POLL_S", 0.1)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def plan_and_die(data):
 
 
 def test_a_host_waits_where_the_plan_is_of_raw_files_that_have_changed(everything, tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "FIRST_WORD_S", 0.0)
+    monkeypatch.setattr(preparation, "FIRST_WORD_S", 0.0)
     data, lines = everything("corpus"), []
     plan_and_die(data)
     write_jsonl(tmp_path / "two", sample_texts(40, seed=5))
@@ -166,7 +167,7 @@ def test_a_host_with_another_config_refuses(everything, tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "PATIENCE_S", 0.3)
     data = everything("corpus")
     (tmp_path / "corpus").mkdir()
-    Plan(settings=settings(data, 2), shards={}, raw={}, index=None).save(tmp_path / "corpus")
+    Plan(settings=settings(data.corpus, 2), shards={}, raw={}, index=None).save(tmp_path / "corpus")
     for other, n, message in (
         (everything("corpus", validation_fraction=0.3), 2, "sources.one.validation_fraction=0.3 .* got 0.1 of host 0"),
         (everything("corpus", invalid_utf8="error"), 2, "sources.one.invalid_utf8='error' .* got 'replace' of host 0"),
@@ -240,8 +241,8 @@ def test_work_that_was_removed_because_all_is_written_is_not_done_again(everythi
 RUN = """
 import sys
 import slow_source
-from lm.data.prepare import hosts
-hosts.MAX_POLL_S, hosts.FIRST_WORD_S = 0.1, 0.5
+from lm.data.prepare import preparation
+preparation.MAX_POLL_S, preparation.FIRST_WORD_S = 0.1, 0.5
 if __name__ == "__main__":
     data = slow_source.data({folder!r}, {path!r}, 1)
     slow_source.prepare(data, progress=False, host=int(sys.argv[1]), hosts=2)
