@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import UserError
 from lm.generation import Generator, Sampling
-from lm.generation.decode import Decode
-from lm.generation.sampling import knobs
+from lm.generation.cached import CachedDecoder, Given
+from lm.generation.engine import Engine
+from lm.generation.sampling import Draws, Sample, knobs
 from lm.models import GPT2, Llama
 from lm.models.base import abstract, init
 
@@ -63,22 +64,23 @@ def full_forward(name):
 
 
 class Script:
-    """Stands in for `Decode`: a device that says `text` whatever it is asked."""
+    """Stands in for `Engine`: a device that says `text` whatever it is asked."""
 
     def __init__(self, text):
         self.ids = list(text.encode())
 
-    def start(self, prompts, lengths, rows, seed, k, *, new):
-        out = np.array([(self.ids + [START] * new)[:new]] * len(rows))
-        return SimpleNamespace(out=out, done=np.zeros(len(rows), bool))
+    def start(self, params, given, settings, *, strategy, new):
+        out = np.array([(self.ids + [START] * new)[:new]] * len(given.read))
+        return SimpleNamespace(choice=SimpleNamespace(out=out, done=np.zeros(len(out), bool)))
 
-    def go_on(self, state, until, halt, k):
-        return SimpleNamespace(out=state.out, done=(state.out[:, :until] == START).any(1))
+    def advance(self, params, state, until, halt):
+        out = state.choice.out
+        return SimpleNamespace(choice=SimpleNamespace(out=out, done=(out[:, :until] == START).any(1)))
 
 
 def scripted(text, monkeypatch, chunk=8):
     g = generator()
-    monkeypatch.setattr(g, "_decode", Script(text))
+    monkeypatch.setattr(g, "_engine", Script(text))
     monkeypatch.setattr(g, "chunk", chunk)
     return g
 
@@ -98,27 +100,38 @@ def test_cached_greedy_is_argmax_of_the_full_forward(name):
         assert got == want
 
 
-class Recorded(Decode):
+class Recorded(Sample):
     """Keeps the logits that tokens are drawn from."""
 
-    def _draw(self, state, logits, k):
+    logits = []
+
+    def choose(self, drawn, logits):
         jax.debug.callback(lambda x: self.logits.append(x), logits, ordered=True)
-        return super()._draw(state, logits, k)
+        return super().choose(drawn, logits)
+
+
+def given(tokens, lengths):
+    """Prompts of a decoder, right-aligned."""
+    valid = np.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+    prompts = np.where(valid, tokens, -1)
+    return Given(tokens, valid, prompts, prompts, np.zeros(len(tokens), np.int32))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cached_logits_equal_the_full_forward(name):
-    decode = Recorded(MODELS[name], params_of(name), np.zeros(263, bool), START, jnp.float32)
-    decode.logits = []
+    engine, strategy = Engine(CachedDecoder(MODELS[name], jnp.float32)), Recorded((START,), np.zeros(263, bool))
+    strategy.logits.clear()
+    params = engine.split(params_of(name))
     prompt = [START, 104, 105, 33]
     tokens = np.array([[0] * 12 + prompt, [0] * 15 + [START]], np.int32)
-    state = decode.start(tokens, np.array([4, 1], np.int32), np.arange(2), 0, knobs(SAMPLED), new=16)
-    state = decode.go_on(state, 6, np.zeros(2, bool), knobs(SAMPLED))
+    draws = Draws(np.uint32(0), np.arange(2), knobs(SAMPLED))
+    state = engine.start(params, given(tokens, np.array([4, 1])), draws, strategy=strategy, new=16)
+    state = engine.advance(params, state, 6)
     jax.effects_barrier()
     for row, ids in enumerate((prompt, [START])):
-        ids = ids + np.asarray(state.out)[row, :6].tolist()
+        ids = ids + np.asarray(state.choice.out)[row, :6].tolist()
         want = full_forward(name)(params_of(name), np.array([ids]))
-        got = np.stack([x[row] for x in decode.logits])
+        got = np.stack([x[row] for x in strategy.logits])
         np.testing.assert_allclose(got, want[len(ids) - 7 : -1], atol=1e-5, rtol=1e-5)
 
 
@@ -147,7 +160,7 @@ def test_changing_settings_compiles_nothing():
     for sampling in (GREEDY, SAMPLED, Sampling(max_new_tokens=9, min_p=0.1, seed=8, stop=("xyz",))):
         g.tokens([[1, 2], [3]], sampling)
         g.tokens([[1, 2, 3, 4], []], sampling)
-    assert g._decode.prefill._cache_size() == g._decode.advance._cache_size() == 1
+    assert g._engine.start._cache_size() == g._engine.advance._cache_size() == 1
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -206,13 +219,14 @@ def test_the_loop_ends_when_all_rows_have():
     g = _always("gpt2", START)
     assert g.tokens([[1], [2, 3], []], GREEDY) == [[], [], []]
     assert list(g.stream("abc", GREEDY)) == []
-    decode = generator()._decode
-    tokens, lengths = np.full((4, 16), START, np.int32), np.array([1, 1, 1, 0], np.int32)
-    state = decode.start(tokens, lengths, np.arange(4), 0, knobs(SAMPLED), new=16)
-    state = decode.go_on(state, 3, np.zeros(4, bool), knobs(SAMPLED))
-    assert state.step == 3 and not np.asarray(state.done)[:3].any()
-    state = decode.go_on(state, 16, np.array([1, 1, 1, 0], bool), knobs(SAMPLED))
-    assert state.step == 3 and np.asarray(state.done).all()
+    engine, params, strategy = generator()._engine, generator()._params, generator()._sample
+    prompts = given(np.full((4, 16), START, np.int32), np.array([1, 1, 1, 0], np.int32))
+    draws = Draws(np.uint32(0), np.arange(4), knobs(SAMPLED))
+    state = engine.start(params, prompts, draws, strategy=strategy, new=16)
+    state = engine.advance(params, state, 3, np.zeros(4, bool))
+    assert state.choice.n == 3 and not np.asarray(state.choice.done)[:3].any()
+    state = engine.advance(params, state, 16, np.array([1, 1, 1, 0], bool))
+    assert state.choice.n == 3 and np.asarray(state.choice.done).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
