@@ -85,17 +85,11 @@ def generation_defaults(
     return Search(**{name: _frozen(value) for name, value in given.items()})
 
 
-def decoder_start(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None, given: Any = None) -> int:
-    """The first token of an encoder-decoder's decoder: the one given, or what the folder names.
-
-    UserError where nothing names one.
-    """
+def decoder_start(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> int | None:
+    """Reads the first token of an encoder-decoder's decoder from the same files; None where they name none."""
     sources = (config if generation_config is None else generation_config, config)
     named = (source.get(name) for source in sources for name in ("decoder_start_token_id", "bos_token_id"))
-    start = next((i for i in (given, *named) if i is not None), None)
-    if start is None:
-        raise UserError("generate.decoder_start_token_id: expected an id, got none in config.json; pass it")
-    return start
+    return next((i for i in named if i is not None), None)
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import UserError
-from lm.generation import Generator, Sampling
+from lm.generation import BeamSearch, Generator, Sampling
 from lm.generation.cached import CachedDecoder, Given
 from lm.generation.engine import Engine
+from lm.generation.processors import Search
 from lm.generation.sampling import Draws, Sample, knobs
-from lm.models import GPT2, Llama
+from lm.generation.search import searching
+from lm.models import GPT2, T5, Llama
 from lm.models.base import abstract, init
 
 START, PAD = 256, 257  # ids 0..255 are bytes, 258 is a spare special, 259 on are padding of the vocabulary
@@ -145,6 +147,66 @@ def test_a_row_depends_on_no_other_row_and_on_no_padding(name, sampling, monkeyp
     assert g.tokens([[1], *PROMPTS[1:]], sampling)[1:] == together[1:]
     monkeypatch.setattr(g, "batch_size", 1)
     assert g.tokens(PROMPTS, sampling) == together
+
+
+READER = T5(vocab_size=263, d_model=26, n_layers=2, n_heads=3, head_dim=10, d_ff=37)
+# What counts tokens or looks at those before: of a prompt alone, whatever it is padded with.
+RULES = Search(
+    max_new_tokens=1,
+    pad_token_id=START,
+    eos_token_id=(START, 9),
+    min_length=9,
+    repetition_penalty=1.3,
+    no_repeat_ngram_size=2,
+    encoder_repetition_penalty=1.2,
+    encoder_no_repeat_ngram_size=2,
+    forced_bos_token_id=33,
+    begin_suppress_tokens=(4,),
+)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("model", [MODELS["llama"], READER], ids=["llama", "t5"])
+def test_what_a_search_finds_depends_on_no_other_row_and_on_no_padding(model, beams):
+    params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init(model, jax.random.key(4)))
+    g = Generator(model, params, Bytes(), start_id=START, pad_id=PAD, end_id=(START, 9), search=RULES)
+    prompts = [[5], [7] * 17, [1, 2, 3, 1, 2], [200, 100]]
+    how = BeamSearch(max_new_tokens=11, beams=beams)
+    together = g.tokens(prompts, how)
+    strategy, engine, own = searching(how.settings(g._search)), g._engine, g._params
+    for prompt, got in list(zip(prompts, together))[::2]:
+        read = np.array([prompt if model is READER else [START, *prompt]], np.int32)
+        first = np.array([[START]], np.int32) if model is READER else read
+        alone = Given(read, np.ones_like(read, bool), first, read, np.zeros(1, np.int32))
+        state = engine.start(own, alone, None, strategy=strategy, new=11)
+        found = strategy.found(engine.advance(own, state, 11).choice)
+        want = found.sequences[0, first.shape[1] :][: found.lengths[0]].tolist()
+        assert got == want[: next((n for n, i in enumerate(want) if i in (START, 9)), 11)]
+    assert len(set(map(tuple, together))) > 1
+    if model is READER:
+        assert all(ids[0] == 33 for ids in together)  # forced as the second token of what the decoder has
+
+
+def test_greedy_search_and_temperature_0_find_the_same_and_stream_alike():
+    g = generator("llama")
+    assert g.tokens(PROMPTS, BeamSearch(max_new_tokens=13, beams=1)) == g.tokens(PROMPTS, GREEDY)
+    for beams in (1, 2):
+        how = BeamSearch(max_new_tokens=13, beams=beams)
+        (text,) = g(["hé"], how)
+        assert "".join(g.stream("hé", how)) == text
+        at = len(text) // 2
+        stopped = dataclasses.replace(how, stop=(text[at : at + 2],))
+        assert g(["hé"], stopped) == ["".join(g.stream("hé", stopped))] == [text[: text.find(text[at : at + 2])]]
+
+
+def test_an_encoder_decoder_draws_by_row_and_reads_what_is_given():
+    g = Generator(READER, init(READER, jax.random.key(4)), Bytes(), start_id=START, pad_id=PAD, chunk=3)
+    rows = g.tokens([[5, 6]] * 3, SAMPLED)
+    assert len(set(map(tuple, rows))) == 3
+    assert g.tokens([[5, 6]], SAMPLED) == rows[:1] != g.tokens([[5, 7]], SAMPLED)
+    assert "".join(g.stream("hé", SAMPLED)) == g(["hé"], SAMPLED)[0]
+    with pytest.raises(UserError, match=r"prompts\[0\]: expected a token, got none"):
+        g.tokens([[]], SAMPLED)
 
 
 def test_equal_prompts_differ_by_row_and_seed_and_repeat_by_call():

@@ -156,7 +156,9 @@ class Model:
         return ids != pad
 
     def _decoder_prompts(self, ids: jax.Array, given: ArrayLike | None, start_id: Any) -> jax.Array:
-        start = decoder_start(self.config, self.generation_config, start_id)
+        start = decoder_start(self.config, self.generation_config) if start_id is None else start_id
+        if start is None:
+            raise UserError("generate.decoder_start_token_id: expected an id, got none in config.json; pass it")
         first = jnp.full((ids.shape[0], 1), start, jnp.int32)
         if given is None:
             return first
