@@ -9,12 +9,23 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lm import errors
 
 if TYPE_CHECKING:
     from lm.data import Store
+    from lm.generation import BeamSearch, Sampling
+
+# What `generate` draws with where nothing else is said.
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.8,
+    "top_k": 0,
+    "top_p": 0.95,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,33 +102,50 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     from lm import compilation, run
-    from lm.generation import Sampling
 
-    sampling = Sampling(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        stop=tuple(args.stop),
-    )
+    how = _how(args)
     compilation.enable_cache()
     generator = run.restore(args.workdir, step=args.step).generator()
     prompts = args.prompts or [sys.stdin.read()]
+    shown = ["" if generator.reads else prompt for prompt in prompts]  # what the text goes on from
     if len(prompts) == 1:
-        print(prompts[0], end="", flush=True)
+        print(shown[0], end="", flush=True)
         began, n = time.perf_counter(), 0
-        for piece in generator.stream(prompts[0], sampling):
+        for piece in generator.stream(prompts[0], how):
             print(piece, end="", flush=True)
             n += len(piece)
         print()
         print(f"({n} characters in {time.perf_counter() - began:.1f} s)", file=sys.stderr)
     else:
-        for prompt, completion in zip(prompts, generator(prompts, sampling), strict=True):
-            print(f"{prompt}{completion}\n{'-' * 40}")
+        for prompt, text in zip(shown, generator(prompts, how), strict=True):
+            print(f"{prompt}{text}\n{'-' * 40}")
     return errors.EXIT_FINISHED
+
+
+def _how(args: argparse.Namespace) -> Sampling | BeamSearch:
+    from lm.generation import BeamSearch, Sampling
+
+    stop, settings = (
+        tuple(args.stop),
+        {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None},
+    )
+    if args.beams is None:
+        if args.length_penalty is not None:
+            raise errors.UserError("--length-penalty: expected none without --beams, which it ranks; give --beams too")
+        return Sampling(max_new_tokens=args.max_new_tokens, stop=stop, **SAMPLING | settings)
+    penalty = settings.pop("repetition_penalty", None)
+    if settings:
+        name, value = next(iter(settings.items()))
+        raise errors.UserError(
+            f"--{name.replace('_', '-')}: expected none with --beams, which draws nothing, got {value}; leave one out"
+        )
+    return BeamSearch(
+        max_new_tokens=args.max_new_tokens,
+        beams=args.beams,
+        length_penalty=args.length_penalty,
+        repetition_penalty=penalty,
+        stop=stop,
+    )
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -271,18 +299,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
 
-    p = command("generate", _generate, "continue prompts with a run's model")
+    p = command("generate", _generate, "continue prompts with a run's model, or give its encoder texts to read")
     p.add_argument("workdir", help="folder of the run")
     p.add_argument("prompts", nargs="*", help="one or more; none: standard input")
     p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
     p.add_argument("--max-new-tokens", type=int, default=128)
-    p.add_argument("--temperature", type=float, default=0.8, help="0: greedy (default: %(default)s)")
-    p.add_argument("--top-k", type=int, default=0, help="0: off")
-    p.add_argument("--top-p", type=float, default=0.95)
-    p.add_argument("--min-p", type=float, default=0.0)
-    p.add_argument("--repetition-penalty", type=float, default=1.0)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--temperature", type=float, help=f"0: greedy (default: {SAMPLING['temperature']})")
+    p.add_argument("--top-k", type=int, help="0: off")
+    p.add_argument("--top-p", type=float, help=f"1: off (default: {SAMPLING['top_p']})")
+    p.add_argument("--min-p", type=float, help="0: off")
+    p.add_argument("--repetition-penalty", type=float, help="1: off")
+    p.add_argument("--seed", type=int, help="another one draws another text")
     p.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
+    p.add_argument("--beams", type=int, help="draw nothing: the likeliest text that so many beams find")
+    p.add_argument("--length-penalty", type=float, help="of --beams: above 0 for longer texts, below for shorter ones")
 
     p = command("prepare", _prepare, "train the tokenizer and tokenise the corpus of a recipe")
     p.add_argument("recipe", help=recipe)

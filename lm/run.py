@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ from lm.workdir import CONFIG_FILE, IMPORTED
 
 if TYPE_CHECKING:
     from lm.generation import Generator
+    from lm.generation.processors import Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,31 +38,74 @@ class Run:
     setup: Setup
     params: dict
     tokenizer: Any  # lm.data.Tokenizer, which of an imported model is not literal; None: its folder had none
+    imported: Path | None = None  # what an import keeps of its folder
 
     @property
     def config(self) -> Config:
         return self.resolved.config
 
     def generator(self) -> Generator:
-        """Text from this run's model."""
+        """Writes text with this run's model, by the special ids of its objective or of the folder it came from."""
         from lm.generation import Generator
 
-        if self.config.model.family != "decoder" or not isinstance(self.config.model.task, Words):
-            kind = f"{type(self.config.model).__name__} for {type(self.config.model.task).__name__}"
-            raise UserError(f"generate: expected a decoder of words, got {kind}; lm.hf generates with encoder-decoders")
+        model, objective = self.config.model, self.config.objective
+        if model.family == "encoder" or not isinstance(model.task, Words):
+            kind = f"{type(model).__name__} for {type(model.task).__name__}"
+            raise UserError(
+                f"generate: expected a decoder or an encoder-decoder of words, got {kind}; it writes no text"
+            )
         if self.tokenizer is None:
             raise UserError("generate: the imported folder had no tokenizer; import it again with one")
-        objective = self.config.objective
-        ours = not isinstance(self.tokenizer, HFTokenizer) or self.tokenizer.literal
-        return Generator(
-            self.config.model,
-            self.params,
-            self.tokenizer if ours else _Imported(self.tokenizer),
-            start_id=objective.start_id if ours else None,
-            pad_id=objective.pad_id if ours and objective.pad_id >= 0 else objective.start_id,
-            end_id=objective.start_id,
-            dtype=compute_dtype(self.config.train.precision, self.setup.mesh),
+        make = functools.partial(
+            Generator, model, self.params, dtype=compute_dtype(self.config.train.precision, self.setup.mesh)
         )
+        reads = model.family == "encoder_decoder"
+        if self.imported is not None:
+            search, start = _says(self.imported, self.config)
+            ends = search.eos_token_id
+            start_id = start if reads else None
+            return make(_Imported(self.tokenizer), start_id=start_id, pad_id=ends[0], end_id=ends, search=search)
+        end = objective.start_id
+        return make(
+            _Source(self.tokenizer, end) if reads else self.tokenizer,
+            start_id=objective.decoder_start_id if reads else end,
+            pad_id=objective.pad_id if objective.pad_id >= 0 else end,
+            end_id=end,
+        )
+
+
+def _says(folder: Path, config: Config) -> tuple[Search, int]:
+    """What the files of an imported model say: how it searches and what ends a text, and what a decoder over an encoder
+    reads first. Ids that they do not name are those of the objective, which an import fills in."""
+    from lm.generation.defaults import decoder_start, generation_defaults
+    from lm.hf.folder import CONFIG, GENERATION_CONFIG, read_json
+
+    said = read_json(folder / CONFIG)
+    generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
+    one = {"max_new_tokens": 1, "num_beams": 1, "num_return_sequences": 1, "do_sample": False}
+    search = generation_defaults(said, generation, prompt_len=1, **one)
+    ends = tuple(i for i in search.eos_token_id if i < config.model.vocab_size) or (config.objective.start_id,)
+    start = decoder_start(said, generation)
+    start = config.objective.decoder_start_id if start is None else start
+    return dataclasses.replace(search, eos_token_id=ends), start
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The tokenizer of what an encoder reads in training: `end_id` closes each text."""
+
+    tokenizer: Any
+    end_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return [*self.tokenizer.encode(text), self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
 
 
 class _Imported:
@@ -100,9 +145,10 @@ def restore(
         resolved = configs.overridden(resolved, overrides)
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
         params = checkpoints.restore_params(step, setup.abstract_state["params"])
-        trained_here = not (checkpoints.folder.parent / IMPORTED).is_dir()
-    tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=trained_here) if meta.tokenizer else None
-    return Run(resolved, step, setup, params, tokenizer)
+        imported = checkpoints.folder.parent / IMPORTED
+        kept = imported if imported.is_dir() else None
+    tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=kept is None) if meta.tokenizer else None
+    return Run(resolved, step, setup, params, tokenizer, kept)
 
 
 class Position(NamedTuple):
@@ -161,10 +207,14 @@ def fitting_setup(config: Config) -> Setup:
     return Setup.make(config, make_mesh(Mesh(), jax.devices()[:1]))
 
 
-def generate(run: Run | str | Path, prompts: str | Sequence[str], **sampling: Any) -> list[str]:
-    """Completions of one or several prompts: `generate("runs/q", "def main", temperature=0.0)`."""
-    from lm.generation import Sampling
+def generate(run: Run | str | Path, prompts: str | Sequence[str], **settings: Any) -> list[str]:
+    """Writes the text that follows one or several prompts, or that an encoder-decoder makes of them.
+
+    settings: of `lm.generation.Sampling`, as `generate("runs/q", "def main", temperature=0.0)`; with `beams` those of
+    `lm.generation.BeamSearch`.
+    """
+    from lm.generation import BeamSearch, Sampling
 
     run = run if isinstance(run, Run) else restore(run)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return run.generator()(prompts, Sampling(**sampling))
+    return run.generator()(prompts, (BeamSearch if "beams" in settings else Sampling)(**settings))

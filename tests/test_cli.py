@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "train": ("recipe", "--workdir", "--distributed", "--coordinator", "--num-processes", "--process-id"),
     "eval": ("workdir", "--step"),
-    "generate": ("workdir", "prompts", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--stop"),
+    "generate": (
+        "workdir",
+        "prompts",
+        "--max-new-tokens",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--stop",
+        "--beams",
+    ),
     "prepare": ("recipe", "--force"),
     "describe": ("target", "--devices"),
 }
@@ -78,6 +88,12 @@ def assert_one_line(err: str, *parts: str) -> None:
             ["lm describe: error: ", "--fast", "see lm describe --help"],
         ),
         (["describe"], ["lm describe: error: ", "target"]),
+        (
+            ["generate", "no/run", "x", "--beams", "0"],
+            ["lm generate: error: generate.beams: expected at least 1, got 0"],
+        ),
+        (["generate", "no/run", "--beams", "4", "--top-k", "5"], ["--top-k: expected none with --beams", "got 5"]),
+        (["generate", "no/run", "--length-penalty", "2"], ["--length-penalty: expected none without --beams"]),
         (["train", "quickstart"], ["lm train: error: ", "--workdir"]),
         (["trian", "quickstart"], ["lm: error: ", "'trian'", "see lm --help"]),
         ([], ["lm: error: ", "COMMAND", "see lm --help"]),

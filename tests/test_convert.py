@@ -249,6 +249,87 @@ TEXT_MODELS = {
 }
 
 
+SEARCHES = [
+    (("--temperature", "0"), {}),
+    (("--beams", "4", "--length-penalty", "0.6"), {"num_beams": 4, "length_penalty": 0.6}),
+]
+
+
+def assert_same_text(capsys, model, tokenizer, run: Path, **options) -> None:
+    """`lm generate` on an imported run prints what transformers generates, greedily and with beams."""
+    texts = set()
+    for arguments, theirs in SEARCHES:
+        for prompt in ("the cat", "a dog,", "x"):
+            encoded = tokenizer(prompt, return_tensors="pt")
+            encoded.pop("token_type_ids", None)
+            ids = model.generate(**encoded, max_new_tokens=9, do_sample=False, **theirs, **options)[0]
+            code, out, _ = command(capsys, "generate", run, prompt, *arguments, "--max-new-tokens", "9")
+            assert code == 0
+            assert out == tokenizer.decode(ids, skip_special_tokens=True) + "\n"
+            texts.add(out)
+    assert len(texts) > 4  # beams find other texts than greedy search
+
+
+def spaced_with_end() -> tokenizers.Tokenizer:
+    """As T5's: </s> after the text."""
+    out = spaced_with_start()
+    out.post_processor = tokenizers.processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 2)]
+    )
+    return out
+
+
+READERS = {
+    "t5": {"num_decoder_layers": 2, "decoder_start_token_id": 1, "pad_token_id": 1},
+    "marian": {"decoder_start_token_id": 1, "pad_token_id": 1, "forced_eos_token_id": 2, "bad_words_ids": [[1]]},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_text_of_an_encoder_decoder_is_that_of_transformers(name, tmp_path, capsys):
+    raw = spaced_with_end()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="</s>", unk_token="<unk>", pad_token="<s>"
+    )
+    case = CASES[name]
+    vocab_size = raw.get_vocab_size()
+    sizes = (
+        {"vocab_size": vocab_size, "decoder_vocab_size": vocab_size} if name == "marian" else {"vocab_size": vocab_size}
+    )
+    config = getattr(transformers, case.config)(**case.fields | READERS[name] | sizes | {"eos_token_id": 2})
+    torch.manual_seed(3)
+    model = getattr(transformers, case.cls)(config).eval()
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(torch.randn(x.shape) * 0.2)
+    # Many ends, as chat models have them, of which the last are likely.
+    model.generation_config.eos_token_id = [2, *range(vocab_size - 40, vocab_size)]
+    source = saved(model, tmp_path / "source")
+    tokenizer.save_pretrained(source)
+    convert.import_hf(source, tmp_path / "run")
+    assert_same_text(capsys, model, tokenizer, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["MarianMTModel", "T5ForConditionalGeneration"])
+def test_a_trained_encoder_decoder_writes_what_its_folder_does(name, corpus, tmp_path, capsys):  # noqa: F811
+    """By transformers, which reads the same ids; padding and ids of no text are never written."""
+    tokenizer = trained(name, corpus, tmp_path / "run")
+    convert.export_hf(tmp_path / "run", tmp_path / "out")
+    theirs = getattr(transformers, name).from_pretrained(tmp_path / "out").eval()
+    never = [tokenizer.pad_id, *range(V, V + 6)]
+    for arguments, options in SEARCHES:
+        for text in ("def f(x):", "x"):
+            ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id]])
+            options = options | {"suppress_tokens": never, "forced_eos_token_id": None, "max_new_tokens": 9}
+            expected = theirs.generate(ids, do_sample=False, **options)[0].tolist()[1:]
+            code, out, _ = command(capsys, "generate", tmp_path / "run", text, *arguments, "--max-new-tokens", "9")
+            assert (code, out) == (0, tokenizer.decode([i for i in expected if i != tokenizer.eos_id]) + "\n")
+    run = lm.restore(tmp_path / "run")
+    assert lm.generate(run, text, max_new_tokens=9, beams=4, length_penalty=0.6) == [out.removesuffix("\n")]
+    drawn = lm.generate(run, [text] * 3, max_new_tokens=9, seed=5)
+    assert len(set(drawn)) > 1 and drawn == lm.generate(run, [text] * 3, max_new_tokens=9, seed=5)
+
+
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_generated_text_is_that_of_transformers(name, tmp_path, capsys):
     make, roles, ids = TEXT_MODELS[name]
@@ -266,15 +347,7 @@ def test_generated_text_is_that_of_transformers(name, tmp_path, capsys):
     tokenizer.save_pretrained(source)
     _, out, _ = command(capsys, "import-hf", source, tmp_path / "run")
     assert out.endswith(f"train.init_from={tmp_path / 'run'} data.tokenizer={tmp_path / 'run'}\n")
-    for prompt in ("the cat", "a dog,", "x"):
-        encoded = tokenizer(prompt, return_tensors="pt")
-        encoded.pop("token_type_ids", None)
-        theirs = model.generate(**encoded, max_new_tokens=9, do_sample=False, pad_token_id=ids["eos_token_id"])[0]
-        code, out, _ = command(
-            capsys, "generate", tmp_path / "run", prompt, "--temperature", "0", "--max-new-tokens", "9"
-        )
-        assert code == 0
-        assert out == tokenizer.decode(theirs, skip_special_tokens=True) + "\n"
+    assert_same_text(capsys, model, tokenizer, tmp_path / "run", pad_token_id=ids["eos_token_id"])
     convert.export_hf(tmp_path / "run", tmp_path / "out")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert [again(t).input_ids for t in LINES[:4]] == [tokenizer(t).input_ids for t in LINES[:4]]
@@ -284,7 +357,10 @@ def test_a_run_without_a_tokenizer_says_so_where_it_needs_one(folder, tmp_path, 
     convert.import_hf(folder("llama"), tmp_path / "run")
     assert "had no tokenizer" in refusal(capsys, "generate", tmp_path / "run", "x")
     convert.import_hf(folder("t5"), tmp_path / "t5")
-    assert "expected a decoder of words, got T5" in refusal(capsys, "generate", tmp_path / "t5", "x")
+    assert "had no tokenizer" in refusal(capsys, "generate", tmp_path / "t5", "x")
+    convert.import_hf(folder("bert"), tmp_path / "bert")
+    message = "expected a decoder or an encoder-decoder of words, got Bert for WordsAndPair; it writes no text"
+    assert message in refusal(capsys, "generate", tmp_path / "bert", "x")
 
 
 # --- a run that was trained here -> folder ----------------------------------------------------------------------------

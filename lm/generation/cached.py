@@ -1,15 +1,16 @@
-"""Models over a key-value cache: one call reads the prompts, others add a token to each row.
+"""Models over a key-value cache: one call reads what is given, others add a token to each row.
 
-Every leaf of a cache has a leading batch axis, so that rows can be repeated and reordered. Nothing is chosen here.
+`Cached` is what generation asks of a model, decoder or encoder-decoder. Nothing is chosen here: see `engine`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -20,7 +21,43 @@ from lm.nn.mask import Mask
 from lm.nn.stack import Stacked
 
 BLOCKS = ("layers", "dense_layers")  # of a stack, in the order that `Layer.block` counts them
+Array = jax.Array | np.ndarray
 NO_SLOT = -1  # the segment of slots that no token attends to
+
+
+class Given(NamedTuple):
+    """What generated tokens follow, for B rows.
+
+    read int32 [B,S], valid bool [B,S]: what the model reads first: a decoder's prompts, the inputs of an encoder.
+    prompts int32 [B,P]: what the sequences begin with: of a decoder the prompts again, else the decoder's first tokens.
+    source int32 [B,S]: `read` as the rules of a search look at it; ids below 0, here and in `prompts`, are no tokens.
+    first int32 [B]: the slot of `prompts` from which the repetition penalty of a search looks at them.
+    """
+
+    read: Array
+    valid: Array
+    prompts: Array
+    source: Array
+    first: Array
+
+
+class Cached(Protocol):
+    """A model that generates. Its methods are traced by the caller, with the parameters among the arguments.
+
+    Every leaf of a cache has a leading batch axis, so that rows can be repeated and reordered.
+    """
+
+    def split(self, params: dict) -> Any:
+        """The parameters as the other methods take them."""
+        ...
+
+    def prefill(self, params: Any, given: Given, new: int) -> tuple[jax.Array, Any]:
+        """Reads what is given -> (logits [B,V] after the prompts, a cache with room for `new` tokens)."""
+        ...
+
+    def step(self, params: Any, tokens: jax.Array, index: jax.Array, n: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """tokens int32 [B], the n-th new ones (from 1), for slot `index` -> (logits [B,V] after them, cache)."""
+        ...
 
 
 class Layers:
@@ -71,18 +108,18 @@ class DecoderCache(NamedTuple):
 
 
 class CachedDecoder:
-    """A decoder-only `model` in `dtype`. Its methods are traced by the caller, with `params` among the arguments."""
+    """A decoder-only `model` that computes in `dtype`. Prompts are right-aligned: `valid` is False before each."""
 
     def __init__(self, model: Model, dtype: DTypeLike):
         self.model, self.dtype, self._graphdef = model, dtype, abstract(model).graphdef
 
     def split(self, params: dict) -> Params:
-        """The layers' parameters unstacked: a copy."""
+        """Unstacks the layers' parameters, into a copy."""
         rest = {name: p for name, p in params.items() if name not in BLOCKS}
         return Params(rest, _unstack([params[name] for name in BLOCKS if name in params]))
 
-    def prefill(self, params: Params, prompts: jax.Array, valid: jax.Array, new: int) -> tuple[jax.Array, DecoderCache]:
-        """prompts int32 [B,P], valid bool [B,P] False before each -> (logits [B,V] after them, cache with room)."""
+    def prefill(self, params: Params, given: Given, new: int) -> tuple[jax.Array, DecoderCache]:
+        prompts, valid = given.read, given.valid
         b, p = prompts.shape
         shape = (b, p, *self.model.kv_shape)
         empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
@@ -108,7 +145,6 @@ class CachedDecoder:
     def step(
         self, params: Params, tokens: jax.Array, index: jax.Array, n: jax.Array, cache: DecoderCache
     ) -> tuple[jax.Array, DecoderCache]:
-        """tokens int32 [B], the n-th new ones (from 1), for slot `index` -> (logits [B,V] after them, cache)."""
         b, t = cache.segments.shape
         module = self._module(params)
         out = module(
@@ -136,20 +172,18 @@ class Seq2SeqCache(NamedTuple):
 
 
 class CachedSeq2Seq:
-    """An encoder-decoder `model` in `dtype`; as `CachedDecoder`, after the inputs are encoded once."""
+    """An encoder-decoder `model` that computes in `dtype`. Its inputs are encoded once; `valid` may be any of them."""
 
     def __init__(self, model: Model, dtype: DTypeLike):
         self.model, self.dtype, self._graphdef = model, dtype, abstract(model).graphdef
 
     def split(self, params: dict) -> Params:
-        """The decoder's layers unstacked: a copy."""
+        """Unstacks the parameters of the decoder's layers, into a copy."""
         decoder = {name: p for name, p in params["decoder"].items() if name != "layers"}
         return Params({**params, "decoder": decoder}, _unstack([params["decoder"]["layers"]]))
 
-    def prefill(
-        self, params: Params, inputs: jax.Array, valid: jax.Array, prompts: jax.Array, new: int
-    ) -> tuple[jax.Array, Seq2SeqCache]:
-        """inputs int32 [B,S], valid bool [B,S], the decoder's first tokens prompts int32 [B,P] -> as a decoder's."""
+    def prefill(self, params: Params, given: Given, new: int) -> tuple[jax.Array, Seq2SeqCache]:
+        inputs, valid, prompts = given.read, given.valid, given.prompts
         b, p = prompts.shape
         module = self._module(params)
         memory = module.encode(inputs, dtype=self.dtype, valid=valid).hidden
@@ -169,12 +203,11 @@ class CachedSeq2Seq:
             index=jnp.int32(0),
         )
         grown = tuple(c._replace(own=_with_room(c.own, new)) for c in out.cache)
-        return module.logits(out.hidden[:, -1:])[:, 0], Seq2SeqCache(grown, valid)
+        return module.logits(out.hidden[:, -1:])[:, 0], Seq2SeqCache(grown, jnp.asarray(valid))
 
     def step(
         self, params: Params, tokens: jax.Array, index: jax.Array, n: jax.Array, cache: Seq2SeqCache
     ) -> tuple[jax.Array, Seq2SeqCache]:
-        """As `CachedDecoder.step`."""
         b, t = tokens.shape[0], cache.layers[0].own.k.shape[1]
         module = self._module(params)
         out = module.decode(
@@ -194,6 +227,10 @@ class CachedSeq2Seq:
         module = nnx.merge(self._graphdef, {**params.rest, "decoder": decoder})
         module.decoder.stack = Layers(self.model.order, params.blocks)
         return module
+
+
+def cached(model: Model, dtype: DTypeLike) -> CachedDecoder | CachedSeq2Seq:
+    return (CachedDecoder if model.family == "decoder" else CachedSeq2Seq)(model, dtype)
 
 
 def _unstack(blocks: list[dict]) -> list[list[dict]]:

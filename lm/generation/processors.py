@@ -137,9 +137,11 @@ def process(
     """scores float32 [R,V] of token n of the generated ones -> the scores that the search ranks.
 
     ids [R,P+N] hold the prompt, padding included, and n generated tokens. The repetition penalty alone overlooks the
-    ids before prompt_start [R] (`transformers` gives it the attention mask, and no other). encoder_ids [R,S].
+    ids before prompt_start [R] (`transformers` gives it the attention mask, and no other); all overlook ids below 0,
+    so that a prompt padded with these is as it is alone. encoder_ids [R,S].
     """
     vocab_size, length = scores.shape[1], prompt_len + n
+    counted = length - jnp.sum(ids[:, :prompt_len] < 0, axis=1, keepdims=True)
     position = jnp.arange(ids.shape[1])
     ends = _members(s.eos_token_id, vocab_size)
     if s.sequence_bias:
@@ -160,11 +162,11 @@ def process(
     if words:
         scores = scores + sequence_bias(ids, length, words, vocab_size)
     if s.min_length or s.min_new_tokens:
-        early = (length < s.min_length) | (n < s.min_new_tokens)
+        early = (counted < s.min_length) | (n < s.min_new_tokens)
         scores = jnp.where(early & ends, -jnp.inf, scores)
     if s.forced_bos_token_id is not None:
         only = np.where(_members((s.forced_bos_token_id,), vocab_size), np.float32(0), -np.inf)
-        scores = jnp.where(length == 1, only, scores)
+        scores = jnp.where(counted == 1, only, scores)
     if s.forced_eos_token_id is not None:
         only = np.where(_members(_ids(s.forced_eos_token_id), vocab_size), np.float32(0), -np.inf)
         scores = jnp.where(n == s.max_new_tokens - 1, only, scores)
@@ -176,7 +178,7 @@ def process(
     if s.suppress_tokens:
         scores = jnp.where(_members(s.suppress_tokens, vocab_size), -jnp.inf, scores)
     if s.begin_suppress_tokens:
-        begin = 1 if prompt_len == 1 and s.forced_bos_token_id is not None else 0
+        begin = 0 if s.forced_bos_token_id is None else (counted - n == 1).astype(jnp.int32)
         scores = jnp.where((n == begin) & _members(s.begin_suppress_tokens, vocab_size), -jnp.inf, scores)
     return jax.nn.log_softmax(scores, axis=-1) if s.renormalize_logits else scores
 

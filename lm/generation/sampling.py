@@ -1,4 +1,4 @@
-"""How the next token is chosen: the settings, and the filters they switch on, in the order of `transformers`.
+"""Tokens that are drawn: the settings, the filters they switch on in the order of `transformers`, and the strategy.
 
 The settings reach the compiled program as numbers (`Knobs`), so that changing them compiles nothing; a filter that is
 off costs nothing, since a branch skips it.
@@ -12,8 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from lm.errors import UserError
+from lm.generation.cached import Given
+from lm.generation.engine import Look
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +56,14 @@ class Sampling:
         expect(0.0 <= self.min_p <= 1.0, "min_p", "a fraction in [0, 1], 0 is off")
         expect(0.0 < self.repetition_penalty < math.inf, "repetition_penalty", "a positive number, 1 is off")
         expect(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)")
-        strings = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
-        expect(strings, "stop", "a tuple of strings that are not empty, such as ('\\n',)")
+        check_stop(self.stop)
+
+
+def check_stop(stop: object) -> None:
+    if not (isinstance(stop, tuple) and all(isinstance(s, str) and s for s in stop)):
+        raise UserError(
+            f"generate.stop: expected a tuple of strings that are not empty, such as ('\\n',), got {stop!r}"
+        )
 
 
 class Knobs(NamedTuple):
@@ -71,7 +81,78 @@ def knobs(s: Sampling) -> Knobs:
     return Knobs(top_k=jnp.int32(min(s.top_k, 2**31 - 1)), **floats)
 
 
-def row_keys(seed: jax.Array, rows: jax.Array) -> jax.Array:
+class Draws(NamedTuple):
+    """The numbers of one call: seed uint32 [] and rows int32 [B] name the noise."""
+
+    seed: ArrayLike
+    rows: ArrayLike
+    knobs: Knobs
+
+
+class Drawn(NamedTuple):
+    """n tokens of each of B rows, of at most N, which stand in `out` int32 [B,N] with an end token after the end.
+
+    done bool [B]; seen bool [B,V]: ids in the sequence so far; keys: of the rows' noise.
+    """
+
+    n: jax.Array
+    out: jax.Array
+    done: jax.Array
+    seen: jax.Array
+    keys: jax.Array
+    knobs: Knobs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """Draws each token, as `Sampling` says: a strategy of `lm.generation.engine`, whose settings are `Draws`.
+
+    end_ids: any of them ends a row. never: bool [V], ids that are not drawn. A row where nothing is valid is ignored.
+    """
+
+    end_ids: tuple[int, ...]
+    never: np.ndarray
+    rows = 1
+
+    def begin(self, given: Given, logits: jax.Array, new: int, settings: Draws) -> Drawn:
+        b, vocab_size = logits.shape
+        return Drawn(
+            n=jnp.int32(0),
+            out=jnp.full((b, new), self.end_ids[0], jnp.int32),
+            done=~jnp.any(given.valid, axis=1),
+            seen=jnp.zeros((b, vocab_size), bool).at[jnp.arange(b)[:, None], given.prompts].max(given.prompts >= 0),
+            keys=row_keys(settings.seed, settings.rows),
+            knobs=settings.knobs,
+        )
+
+    def choose(self, d: Drawn, logits: jax.Array) -> Drawn:
+        scores = jnp.where(self.never, -jnp.inf, logits)
+        token = draw(scores, d.seen, d.keys, d.n, d.knobs)
+        token = jnp.where(d.done, self.end_ids[0], token)
+        return d._replace(
+            n=d.n + 1,
+            out=jax.lax.dynamic_update_slice_in_dim(d.out, token[:, None], d.n, axis=1),
+            done=d.done | jnp.isin(token, np.array(self.end_ids, np.int32)),
+            seen=d.seen.at[jnp.arange(token.shape[0]), token].set(True),
+        )
+
+    def last(self, d: Drawn) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(d.out, d.n - 1, axis=1, keepdims=False)
+
+    def follow(self, d: Drawn, cache: object) -> object:
+        return cache
+
+    def finished(self, d: Drawn) -> jax.Array:
+        return jnp.all(d.done)
+
+    def halt(self, d: Drawn, rows: jax.Array) -> Drawn:
+        return d._replace(done=d.done | rows)
+
+    def look(self, d: Drawn) -> Look:
+        return Look(np.array(d.out), np.array(d.done))
+
+
+def row_keys(seed: ArrayLike, rows: ArrayLike) -> jax.Array:
     """seed uint32 [], rows int32 [B] -> keys [B]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 

@@ -10,10 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import UserError
-from lm.generation import Generator, Sampling
-from lm.generation.decode import Decode
-from lm.generation.sampling import knobs
-from lm.models import GPT2, Llama
+from lm.generation import BeamSearch, Generator, Sampling
+from lm.generation.cached import CachedDecoder, Given
+from lm.generation.engine import Engine
+from lm.generation.processors import Search
+from lm.generation.sampling import Draws, Sample, knobs
+from lm.generation.search import searching
+from lm.models import GPT2, T5, Llama
 from lm.models.base import abstract, init
 
 START, PAD = 256, 257  # ids 0..255 are bytes, 258 is a spare special, 259 on are padding of the vocabulary
@@ -63,22 +66,23 @@ def full_forward(name):
 
 
 class Script:
-    """Stands in for `Decode`: a device that says `text` whatever it is asked."""
+    """Stands in for `Engine`: a device that says `text` whatever it is asked."""
 
     def __init__(self, text):
         self.ids = list(text.encode())
 
-    def start(self, prompts, lengths, rows, seed, k, *, new):
-        out = np.array([(self.ids + [START] * new)[:new]] * len(rows))
-        return SimpleNamespace(out=out, done=np.zeros(len(rows), bool))
+    def start(self, params, given, settings, *, strategy, new):
+        out = np.array([(self.ids + [START] * new)[:new]] * len(given.read))
+        return SimpleNamespace(choice=SimpleNamespace(out=out, done=np.zeros(len(out), bool)))
 
-    def go_on(self, state, until, halt, k):
-        return SimpleNamespace(out=state.out, done=(state.out[:, :until] == START).any(1))
+    def advance(self, params, state, until, halt):
+        out = state.choice.out
+        return SimpleNamespace(choice=SimpleNamespace(out=out, done=(out[:, :until] == START).any(1)))
 
 
 def scripted(text, monkeypatch, chunk=8):
     g = generator()
-    monkeypatch.setattr(g, "_decode", Script(text))
+    monkeypatch.setattr(g, "_engine", Script(text))
     monkeypatch.setattr(g, "chunk", chunk)
     return g
 
@@ -98,27 +102,38 @@ def test_cached_greedy_is_argmax_of_the_full_forward(name):
         assert got == want
 
 
-class Recorded(Decode):
+class Recorded(Sample):
     """Keeps the logits that tokens are drawn from."""
 
-    def _draw(self, state, logits, k):
+    logits = []
+
+    def choose(self, drawn, logits):
         jax.debug.callback(lambda x: self.logits.append(x), logits, ordered=True)
-        return super()._draw(state, logits, k)
+        return super().choose(drawn, logits)
+
+
+def given(tokens, lengths):
+    """Prompts of a decoder, right-aligned."""
+    valid = np.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+    prompts = np.where(valid, tokens, -1)
+    return Given(tokens, valid, prompts, prompts, np.zeros(len(tokens), np.int32))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cached_logits_equal_the_full_forward(name):
-    decode = Recorded(MODELS[name], params_of(name), np.zeros(263, bool), START, jnp.float32)
-    decode.logits = []
+    engine, strategy = Engine(CachedDecoder(MODELS[name], jnp.float32)), Recorded((START,), np.zeros(263, bool))
+    strategy.logits.clear()
+    params = engine.split(params_of(name))
     prompt = [START, 104, 105, 33]
     tokens = np.array([[0] * 12 + prompt, [0] * 15 + [START]], np.int32)
-    state = decode.start(tokens, np.array([4, 1], np.int32), np.arange(2), 0, knobs(SAMPLED), new=16)
-    state = decode.go_on(state, 6, np.zeros(2, bool), knobs(SAMPLED))
+    draws = Draws(np.uint32(0), np.arange(2), knobs(SAMPLED))
+    state = engine.start(params, given(tokens, np.array([4, 1])), draws, strategy=strategy, new=16)
+    state = engine.advance(params, state, 6)
     jax.effects_barrier()
     for row, ids in enumerate((prompt, [START])):
-        ids = ids + np.asarray(state.out)[row, :6].tolist()
+        ids = ids + np.asarray(state.choice.out)[row, :6].tolist()
         want = full_forward(name)(params_of(name), np.array([ids]))
-        got = np.stack([x[row] for x in decode.logits])
+        got = np.stack([x[row] for x in strategy.logits])
         np.testing.assert_allclose(got, want[len(ids) - 7 : -1], atol=1e-5, rtol=1e-5)
 
 
@@ -134,6 +149,66 @@ def test_a_row_depends_on_no_other_row_and_on_no_padding(name, sampling, monkeyp
     assert g.tokens(PROMPTS, sampling) == together
 
 
+READER = T5(vocab_size=263, d_model=26, n_layers=2, n_heads=3, head_dim=10, d_ff=37)
+# What counts tokens or looks at those before: of a prompt alone, whatever it is padded with.
+RULES = Search(
+    max_new_tokens=1,
+    pad_token_id=START,
+    eos_token_id=(START, 9),
+    min_length=9,
+    repetition_penalty=1.3,
+    no_repeat_ngram_size=2,
+    encoder_repetition_penalty=1.2,
+    encoder_no_repeat_ngram_size=2,
+    forced_bos_token_id=33,
+    begin_suppress_tokens=(4,),
+)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("model", [MODELS["llama"], READER], ids=["llama", "t5"])
+def test_what_a_search_finds_depends_on_no_other_row_and_on_no_padding(model, beams):
+    params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init(model, jax.random.key(4)))
+    g = Generator(model, params, Bytes(), start_id=START, pad_id=PAD, end_id=(START, 9), search=RULES)
+    prompts = [[5], [7] * 17, [1, 2, 3, 1, 2], [200, 100]]
+    how = BeamSearch(max_new_tokens=11, beams=beams)
+    together = g.tokens(prompts, how)
+    strategy, engine, own = searching(how.settings(g._search)), g._engine, g._params
+    for prompt, got in list(zip(prompts, together))[::2]:
+        read = np.array([prompt if model is READER else [START, *prompt]], np.int32)
+        first = np.array([[START]], np.int32) if model is READER else read
+        alone = Given(read, np.ones_like(read, bool), first, read, np.zeros(1, np.int32))
+        state = engine.start(own, alone, None, strategy=strategy, new=11)
+        found = strategy.found(engine.advance(own, state, 11).choice)
+        want = found.sequences[0, first.shape[1] :][: found.lengths[0]].tolist()
+        assert got == want[: next((n for n, i in enumerate(want) if i in (START, 9)), 11)]
+    assert len(set(map(tuple, together))) > 1
+    if model is READER:
+        assert all(ids[0] == 33 for ids in together)  # forced as the second token of what the decoder has
+
+
+def test_greedy_search_and_temperature_0_find_the_same_and_stream_alike():
+    g = generator("llama")
+    assert g.tokens(PROMPTS, BeamSearch(max_new_tokens=13, beams=1)) == g.tokens(PROMPTS, GREEDY)
+    for beams in (1, 2):
+        how = BeamSearch(max_new_tokens=13, beams=beams)
+        (text,) = g(["hé"], how)
+        assert "".join(g.stream("hé", how)) == text
+        at = len(text) // 2
+        stopped = dataclasses.replace(how, stop=(text[at : at + 2],))
+        assert g(["hé"], stopped) == ["".join(g.stream("hé", stopped))] == [text[: text.find(text[at : at + 2])]]
+
+
+def test_an_encoder_decoder_draws_by_row_and_reads_what_is_given():
+    g = Generator(READER, init(READER, jax.random.key(4)), Bytes(), start_id=START, pad_id=PAD, chunk=3)
+    rows = g.tokens([[5, 6]] * 3, SAMPLED)
+    assert len(set(map(tuple, rows))) == 3
+    assert g.tokens([[5, 6]], SAMPLED) == rows[:1] != g.tokens([[5, 7]], SAMPLED)
+    assert "".join(g.stream("hé", SAMPLED)) == g(["hé"], SAMPLED)[0]
+    with pytest.raises(UserError, match=r"prompts\[0\]: expected a token, got none"):
+        g.tokens([[]], SAMPLED)
+
+
 def test_equal_prompts_differ_by_row_and_seed_and_repeat_by_call():
     g = generator()
     rows = g.tokens([[5, 6]] * 3, SAMPLED)
@@ -147,7 +222,7 @@ def test_changing_settings_compiles_nothing():
     for sampling in (GREEDY, SAMPLED, Sampling(max_new_tokens=9, min_p=0.1, seed=8, stop=("xyz",))):
         g.tokens([[1, 2], [3]], sampling)
         g.tokens([[1, 2, 3, 4], []], sampling)
-    assert g._decode.prefill._cache_size() == g._decode.advance._cache_size() == 1
+    assert g._engine.start._cache_size() == g._engine.advance._cache_size() == 1
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -206,13 +281,14 @@ def test_the_loop_ends_when_all_rows_have():
     g = _always("gpt2", START)
     assert g.tokens([[1], [2, 3], []], GREEDY) == [[], [], []]
     assert list(g.stream("abc", GREEDY)) == []
-    decode = generator()._decode
-    tokens, lengths = np.full((4, 16), START, np.int32), np.array([1, 1, 1, 0], np.int32)
-    state = decode.start(tokens, lengths, np.arange(4), 0, knobs(SAMPLED), new=16)
-    state = decode.go_on(state, 3, np.zeros(4, bool), knobs(SAMPLED))
-    assert state.step == 3 and not np.asarray(state.done)[:3].any()
-    state = decode.go_on(state, 16, np.array([1, 1, 1, 0], bool), knobs(SAMPLED))
-    assert state.step == 3 and np.asarray(state.done).all()
+    engine, params, strategy = generator()._engine, generator()._params, generator()._sample
+    prompts = given(np.full((4, 16), START, np.int32), np.array([1, 1, 1, 0], np.int32))
+    draws = Draws(np.uint32(0), np.arange(4), knobs(SAMPLED))
+    state = engine.start(params, prompts, draws, strategy=strategy, new=16)
+    state = engine.advance(params, state, 3, np.zeros(4, bool))
+    assert state.choice.n == 3 and not np.asarray(state.choice.done)[:3].any()
+    state = engine.advance(params, state, 16, np.array([1, 1, 1, 0], bool))
+    assert state.choice.n == 3 and np.asarray(state.choice.done).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
+from lm.generation.cached import Given
+from lm.generation.defaults import generation_defaults
+from lm.generation.engine import Engine
 from lm.generation.processors import Search
-from lm.generation.search import generation_defaults, search, trim
+from lm.generation.search import searching
 
 V, D, N, EOS, PAD = 4, 5, 3, 1, 2
 COMPLETE = sum(3**i for i in range(N - 1)) + 3 ** (N - 1) * V  # sequences of at most N tokens that end, or are full
@@ -28,7 +31,14 @@ class Recurrent:
         logits = h @ self.u
         return logits - np.log(np.exp(logits).sum())
 
-    def step(self, tokens, n, cache):
+    def split(self, params):
+        return params
+
+    def prefill(self, params, given, new):
+        h = params["h"]
+        return h @ jnp.asarray(self.u, jnp.float32), {"h": h}
+
+    def step(self, params, tokens, index, n, cache):
         f32 = lambda x: jnp.asarray(x, jnp.float32)
         h = jnp.tanh(cache["h"] @ f32(self.a) + f32(self.e)[tokens])
         return h @ f32(self.u), {"h": h}
@@ -37,13 +47,23 @@ class Recurrent:
         h = np.zeros((len(prompts), D))
         for tokens in prompts.T:
             h = self.advance(h, tokens)
-        args = {"h": jnp.asarray(h, jnp.float32)}, jnp.asarray(prompts), jnp.asarray(h @ self.u, jnp.float32)
-        return compiled(self.step, s)(*args)
+        return found(self.engine, {"h": jnp.asarray(h, jnp.float32)}, given(prompts), s)
+
+    @functools.cached_property
+    def engine(self):
+        return Engine(self)
 
 
-@functools.cache
-def compiled(step, s: Search):
-    return jax.jit(lambda *args: search(step, *args, s))
+def given(prompts) -> Given:
+    """Whole prompts, that are also what a model reads."""
+    prompts = np.asarray(prompts, np.int32)
+    return Given(prompts, np.ones(prompts.shape, bool), prompts, prompts, np.zeros(len(prompts), np.int32))
+
+
+def found(engine: Engine, params, prompts: Given, s: Search):
+    strategy = searching(s)
+    state = engine.start(params, prompts, None, strategy=strategy, new=s.max_new_tokens)
+    return strategy.found(engine.advance(params, state, s.max_new_tokens).choice)
 
 
 def enumerate_all(model: Recurrent, prompt: np.ndarray, length_penalty: float):
@@ -117,28 +137,27 @@ def test_a_prompt_does_not_depend_on_the_others(num_beams, early_stopping):
 
 @pytest.mark.parametrize("num_beams, early_stopping", [(1, False), (3, True)])
 def test_the_model_runs_no_more_once_every_prompt_is_done(num_beams, early_stopping):
-    model, calls = Recurrent(), []
+    calls = []
 
-    def step(tokens, n, cache):
-        jax.debug.callback(lambda n: calls.append(int(n)), n)
-        return model.step(tokens, n, cache)
+    class Counted(Recurrent):
+        def step(self, params, tokens, index, n, cache):
+            jax.debug.callback(lambda n: calls.append(int(n)), n)
+            return super().step(params, tokens, index, n, cache)
 
     s = settings(num_beams=num_beams, num_return_sequences=num_beams, early_stopping=early_stopping, max_new_tokens=13)
-    h = jnp.zeros((1, D))
-    args = {"h": h}, jnp.zeros((1, 1), jnp.int32), h @ jnp.asarray(model.u, jnp.float32)
-    found = jax.jit(lambda *args: search(step, *args, s))(*args)
+    done = found(Counted().engine, {"h": jnp.zeros((1, D))}, given([[0]]), s)
     jax.effects_barrier()
-    longest = int(found.lengths.max())
+    longest = int(done.lengths.max())
     assert longest < 13
     assert sorted(calls) == list(range(1, longest))
 
 
 def test_trim_cuts_after_the_longest_row():
-    found = Recurrent().run(PROMPTS, settings(max_new_tokens=11))
-    longest = int(found.lengths.max())
+    done = Recurrent().run(PROMPTS, settings(max_new_tokens=11))
+    longest = int(done.lengths.max())
     assert longest < 11
-    assert trim(found, 2).shape == (3, 2 + longest)
-    assert (np.asarray(found.sequences)[:, 2 + longest :] == PAD).all()
+    assert done.trim(2).shape == (3, 2 + longest)
+    assert (done.sequences[:, 2 + longest :] == PAD).all()
 
 
 # ---- against transformers
@@ -209,13 +228,13 @@ def both(model, **kwargs):
 
     seq2seq = model.config.is_encoder_decoder
     mask = np.arange(P) >= START[:, None]
-    given = torch.from_numpy(ENCODED if seq2seq else np.where(mask, PROMPT, 3))
+    text = torch.from_numpy(ENCODED if seq2seq else np.where(mask, PROMPT, 3))
     kwargs = {"max_new_tokens": NEW, **kwargs}
     extra = {} if seq2seq else {"attention_mask": torch.from_numpy(mask.astype(int))}
     with torch.no_grad():
-        theirs = model.generate(given, return_dict_in_generate=True, output_scores=True, **extra, **kwargs)
+        theirs = model.generate(text, return_dict_in_generate=True, output_scores=True, **extra, **kwargs)
 
-    prompt = np.full((B, 1), model.config.decoder_start_token_id) if seq2seq else given.numpy()
+    prompt = np.full((B, 1), model.config.decoder_start_token_id) if seq2seq else text.numpy()
     prompt_len = prompt.shape[1]
     s = generation_defaults(model.config.to_dict(), model.generation_config.to_dict(), prompt_len=prompt_len, **kwargs)
 
@@ -231,25 +250,31 @@ def both(model, **kwargs):
                 logits = model(input_ids=ids, attention_mask=attends, position_ids=positions).logits
         return logits[:, -1].numpy()
 
-    def step(tokens, n, cache):
-        at = prompt_len + n - 1
-        ids = cache["ids"].at[:, at].set(tokens)
-        shape = jax.ShapeDtypeStruct((ids.shape[0], model.config.vocab_size), jnp.float32)
-        return jax.pure_callback(forward, shape, ids, cache["row"], at + 1), {**cache, "ids": ids}
+    class Torch:
+        split = staticmethod(lambda params: params)
 
-    row = ENCODED if seq2seq else START[:, None]
-    cache = {"ids": np.pad(prompt, ((0, 0), (0, s.max_new_tokens))).astype(np.int32), "row": row.astype(np.int32)}
-    run = jax.jit(lambda *args, **kwargs: search(step, *args, s, **kwargs))
-    encoder_ids = given.numpy().astype(np.int32)
-    prompt_mask = None if seq2seq else mask
-    logits = forward(prompt, row, prompt_len)
-    ours = run(cache, prompt.astype(np.int32), logits, encoder_ids=encoder_ids, prompt_mask=prompt_mask)
+        def prefill(self, params, given, new):
+            ids = jnp.pad(given.prompts, ((0, 0), (0, new)))
+            return self.logits(ids, params, prompt_len), {"ids": ids, "row": params}
+
+        def step(self, params, tokens, index, n, cache):
+            ids = cache["ids"].at[:, index].set(tokens)
+            return self.logits(ids, cache["row"], index + 1), {**cache, "ids": ids}
+
+        def logits(self, ids, row, length):
+            shape = jax.ShapeDtypeStruct((ids.shape[0], model.config.vocab_size), jnp.float32)
+            return jax.pure_callback(forward, shape, ids, row, length)
+
+    row = (ENCODED if seq2seq else START[:, None]).astype(np.int32)
+    read, first = text.numpy().astype(np.int32), np.zeros(B, np.int32) if seq2seq else START
+    asked = Given(read, np.ones_like(read, bool) if seq2seq else mask, prompt.astype(np.int32), read, first)
+    ours = found(Engine(Torch()), row, asked, s)
     if s.num_beams > 1:
         scores = theirs.sequences_scores.numpy()
     else:
         each = model.compute_transition_scores(theirs.sequences, theirs.scores, normalize_logits=True).numpy()
         scores = np.where(np.arange(each.shape[1]) < np.asarray(ours.lengths)[:, None], each, 0.0).sum(axis=1)
-    return (theirs.sequences.numpy(), scores), (trim(ours, prompt_len), np.asarray(ours.scores)), ours
+    return (theirs.sequences.numpy(), scores), (ours.trim(prompt_len), ours.scores), ours
 
 
 GREEDY = dict(num_beams=1)
@@ -367,19 +392,26 @@ def test_arguments_that_no_search_takes_are_refused(generation, kwargs, message)
 
 
 def test_shapes_that_disagree_are_refused():
-    ids, logits, cache = jnp.zeros((3, 2), jnp.int32), jnp.zeros((3, V)), {"h": jnp.zeros((3, D))}
-    step = Recurrent().step
+    prompts, h = given(jnp.zeros((3, 2))), jnp.zeros((3, D))
 
-    def refused(message, *, s=None, cache=cache, logits=logits, ids=ids, **kwargs):
+    class Shaped(Recurrent):
+        def prefill(self, params, given, new):
+            return params["logits"], params["cache"]
+
+    def refused(message, *, s=None, cache=None, logits=None, **shapes):
+        made = {
+            "logits": jnp.zeros((3, V)) if logits is None else logits,
+            "cache": {"h": h} if cache is None else cache,
+        }
         with pytest.raises(UserError, match=message):
-            search(step, cache, ids, logits, s or settings(num_beams=2), **kwargs)
+            found(Shaped().engine, made, prompts._replace(**shapes), s or settings(num_beams=2))
 
-    refused(r"search.cache\['h'\]: expected a leading batch axis of size 3", cache={"h": jnp.zeros((5, D))})
-    refused("search.cache: expected a leading batch axis", cache=jnp.float32(1))
-    refused(r"search.logits: expected \[3, vocabulary\], got \[2, 4\]", logits=jnp.zeros((2, V)))
-    refused("search.ids: expected", ids=jnp.zeros((3, 0), jnp.int32))
-    refused(r"search.prompt_mask: expected \[3, 2\] as ids", prompt_mask=jnp.ones((3, 7), bool))
-    refused("encoder's .* for encoder_no_repeat_ngram_size", s=settings(encoder_no_repeat_ngram_size=2))
-    refused(r"search.encoder_ids: expected \[3, length\]", encoder_ids=jnp.zeros((2, 7), jnp.int32))
+    refused(r"generate.cache\['h'\]: expected a leading batch axis of size 3", cache={"h": jnp.zeros((5, D))})
+    refused("generate.cache: expected a leading batch axis", cache=jnp.float32(1))
+    refused(r"generate.logits: expected \[3, vocabulary\], got \[2, 4\]", logits=jnp.zeros((2, V)))
+    refused("generate.prompts: expected", prompts=jnp.zeros((3, 0), jnp.int32))
+    refused(r"generate.valid: expected \[3, 2\] as read", valid=jnp.ones((3, 7), bool))
+    refused(r"generate.source: expected \[3, 2\] as read", source=jnp.zeros((3, 7), jnp.int32))
+    refused(r"generate.read: expected \[3, length\]", read=jnp.zeros((2, 7), jnp.int32))
     refused("vocabulary of more than 4 ids, got 4", s=settings(num_beams=2, eos_token_id=(0, 1, 2, 3)))
     refused("bad_words_ids: expected ids below the vocabulary's size 4, got 9", s=settings(bad_words_ids=((9,),)))

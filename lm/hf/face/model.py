@@ -18,8 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from lm.errors import UserError
-from lm.generation.cached import CachedDecoder, CachedSeq2Seq
-from lm.generation.search import Found, generation_defaults, search, trim
+from lm.generation.cached import Given, cached
+from lm.generation.defaults import decoder_start, generation_defaults
+from lm.generation.engine import Engine
+from lm.generation.search import searching
 from lm.hf.face import forward
 from lm.hf.face.inputs import read_inputs
 from lm.hf.families.family import Family
@@ -53,7 +55,7 @@ class Model:
         self._graphdef = abstract(self.model).graphdef
         self._forward = jax.jit(self.outputs)
         self._with_gradient = jax.jit(jax.value_and_grad(self._loss_and_outputs, has_aux=True))
-        self._search = jax.jit(self._found, static_argnames="s")
+        self._engine = Engine(cached(self.model, self.dtype))
 
     def __call__(self, **inputs: ArrayLike | None) -> dict[str, Any]:
         """The outputs by their names in transformers; hidden states as tuples of [B,S,D]."""
@@ -107,12 +109,17 @@ class Model:
                 f"generate.max_new_tokens: expected at most {longest - used + 1} after a prompt of {used}, got "
                 f"{s.max_new_tokens}; the model has {longest} positions"
             )
+        first = jnp.argmax(mask, axis=1) if self.model.family == "decoder" else jnp.zeros(len(ids), jnp.int32)
+        given, strategy = Given(ids, mask, prompts, ids, first), searching(s)
         with jax.default_matmul_precision("highest"):
-            found = self._search(self.params, ids, mask, prompts, s=s)
-        sequences = trim(found, prompts.shape[1])
+            params = self._engine.split(self.params)
+            state = self._engine.start(params, given, None, strategy=strategy, new=s.max_new_tokens)
+            state = self._engine.advance(params, state, s.max_new_tokens)
+        found = strategy.found(state.choice)
+        sequences = found.trim(prompts.shape[1])
         if not return_dict_in_generate:
             return sequences
-        return {"sequences": sequences, "sequences_scores": np.asarray(found.scores)}
+        return {"sequences": sequences, "sequences_scores": found.scores}
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Every stored tensor by name, float32."""
@@ -135,11 +142,6 @@ class Model:
     def _inputs(self, inputs: Mapping[str, ArrayLike | None]) -> dict[str, jax.Array]:
         return read_inputs(self.model, self.family, self.config, inputs)
 
-    @property
-    def _special(self) -> Mapping[str, Any]:
-        """Where `generate` finds special ids."""
-        return self.config if self.generation_config is None else self.generation_config
-
     def _prompt_mask(
         self, arrays: Mapping[str, jax.Array], options: Mapping[str, Any], ends: Sequence[int]
     ) -> jax.Array:
@@ -147,15 +149,14 @@ class Model:
         ids = arrays["input_ids"]
         if "attention_mask" in arrays:
             return arrays["attention_mask"] != 0
-        pad = options.get("pad_token_id", self._special.get("pad_token_id"))
+        special = self.config if self.generation_config is None else self.generation_config
+        pad = options.get("pad_token_id", special.get("pad_token_id"))
         if self.model.family != "decoder" or pad is None or pad in ends:
             return jnp.ones_like(ids, bool)
         return ids != pad
 
     def _decoder_prompts(self, ids: jax.Array, given: ArrayLike | None, start_id: Any) -> jax.Array:
-        names = ("decoder_start_token_id", "bos_token_id")
-        found = (start_id, *(source.get(name) for source in (self._special, self.config) for name in names))
-        start = next((i for i in found if i is not None), None)
+        start = decoder_start(self.config, self.generation_config) if start_id is None else start_id
         if start is None:
             raise UserError("generate.decoder_start_token_id: expected an id, got none in config.json; pass it")
         first = jnp.full((ids.shape[0], 1), start, jnp.int32)
@@ -172,15 +173,6 @@ class Model:
     def _loss_and_outputs(self, params: dict, inputs: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
         out = self.outputs(params, inputs)
         return out["loss"], out
-
-    def _found(self, params: dict, ids: jax.Array, mask: jax.Array, prompts: jax.Array, *, s: Any) -> Found:
-        p, new = prompts.shape[1], s.max_new_tokens
-        decoder = self.model.family == "decoder"
-        cached: Any = (CachedDecoder if decoder else CachedSeq2Seq)(self.model, self.dtype)
-        split = cached.split(params)
-        logits, cache = cached.prefill(split, ids, mask, *(() if decoder else (prompts,)), new)
-        step = lambda tokens, n, cache: cached.step(split, tokens, p + n - 1, n, cache)
-        return search(step, cache, prompts, logits, s, encoder_ids=ids, prompt_mask=mask if decoder else None)
 
 
 def load(folder: str | Path, dtype: str = "float32") -> Model:
