@@ -99,7 +99,7 @@ def restore(
         resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
         resolved = configs.overridden(resolved, overrides)
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
-        params = checkpoints.restore_params(step, setup.abstract_state["params"])
+        params = checkpoints.restore_params(step, setup.abstract_state.params)
         trained_here = not (checkpoints.folder.parent / IMPORTED).is_dir()
     tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=trained_here) if meta.tokenizer else None
     return Run(resolved, step, setup, params, tokenizer)

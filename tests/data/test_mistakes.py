@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +13,6 @@ from lm.data import Jsonl, Phase, SentencePiece, prepare
 from lm.data.sources.files import stage
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
-from lm.training import loop
 from tests.data.conftest import sample_texts
 from tests.data.prepare.test_prepare import make  # noqa: F401
 
@@ -89,6 +87,15 @@ def test_errors_are_skipped_in_files_whose_names_are_no_utf8(make, tmp_path):  #
 def test_a_validation_store_that_changed_is_not_evaluated(make, tmp_path):  # noqa: F811
     opened = prepare(corpus(make, tmp_path, validation_fraction=0.3), progress=False, log=lambda line: None)
     os.truncate(opened.validation["m"].path / "tokens-00000.bin", 10)
-    config = SimpleNamespace(model=SimpleNamespace(vocab_size=opened.tokenizer.vocab_size))
+    validation = Validation(
+        score=None,
+        corpus=opened,
+        objective=CausalLM(),
+        seq_len=8,
+        batch_size=8,
+        vocab_size=opened.tokenizer.vocab_size,
+        max_batches=0,
+        sharding=None,
+    )
     with pytest.raises(UserError, match="changed under a live run"):
-        loop.evaluate(SimpleNamespace(config=config), {}, opened)
+        validation({})
