@@ -17,8 +17,8 @@ CONFIG_FILE = "config.json"  # in the folder of a run
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Refuses a folder that a live run is using. The lock goes with the process, however it ends. Folders that were made
-    for it go if nothing else came into them."""
+    """Refuses a folder that a live run is using. The lock goes with the process, however it ends, and so do folders
+    that were made for it and got nothing else."""
     if not distributed.is_main():
         yield
         return

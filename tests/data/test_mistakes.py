@@ -13,6 +13,8 @@ from lm.data import Jsonl, Phase, SentencePiece, prepare
 from lm.data.sources.files import stage
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
+from lm.evals.evaluate import Validation
+from lm.objectives import CausalLM
 from tests.data.conftest import sample_texts
 from tests.data.prepare.test_prepare import make  # noqa: F401
 
