@@ -79,7 +79,7 @@ def _eval(args: argparse.Namespace) -> int:
     from lm import compilation, config, distributed, run
     from lm.data import open_corpus
     from lm.evals import report
-    from lm.training import loop
+    from lm.evals.evaluate import Validation
     from lm.workdir import CONFIG_FILE
 
     stored = Path(args.workdir) / CONFIG_FILE
@@ -95,7 +95,7 @@ def _eval(args: argparse.Namespace) -> int:
             f"{restored.config.data.path}: made with another tokenizer than the run {args.workdir}; "
             f"prepare its data again, or name the right folder with data.path=..."
         )
-    results = loop.evaluate(restored.setup, restored.params, corpus)
+    results = Validation.make(restored.setup, corpus)(restored.params)
     report.print_evaluation(results, corpus, f"{args.workdir} at step {restored.step}")
     return errors.EXIT_FINISHED
 

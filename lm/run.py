@@ -144,7 +144,7 @@ def restore(
         resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
         resolved = configs.overridden(resolved, overrides)
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
-        params = checkpoints.restore_params(step, setup.abstract_state["params"])
+        params = checkpoints.restore_params(step, setup.abstract_state.params)
         imported = checkpoints.folder.parent / IMPORTED
         kept = imported if imported.is_dir() else None
     tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=kept is None) if meta.tokenizer else None

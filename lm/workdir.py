@@ -17,11 +17,13 @@ CONFIG_FILE = "config.json"  # in the folder of a run
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Refuses a folder that a live run is using. The lock goes with the process, however it ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Refuses a folder that a live run is using. The lock goes with the process, however it ends, and so do folders
+    that were made for it and got nothing else."""
     if not distributed.is_main():
         yield
         return
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "run.lock").open("a+") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,7 +37,14 @@ def lock(workdir: Path) -> Iterator[None]:
         f.truncate()
         f.write(f"{os.getpid()}\n")
         f.flush()
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in workdir.iterdir()] == ["run.lock"]:
+                (workdir / "run.lock").unlink()
+                with contextlib.suppress(OSError):  # another run is beside it
+                    for path in made:
+                        path.rmdir()
 
 
 def versions() -> dict[str, str]:

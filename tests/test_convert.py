@@ -404,8 +404,9 @@ def trained(name: str, data, workdir: Path) -> Tokenizer:
     )
     setup = Setup.make(config, lm.run.make_mesh(Mesh(), jax.devices()[:1]))
     state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), setup.abstract_state)
-    for part, seed in (("params", 5), ("ema", 6)):
-        state[part] = jax.device_put(random_params(config.model, seed), jax.tree.map(lambda a: a.sharding, state[part]))
+    shardings = jax.tree.map(lambda a: a.sharding, setup.abstract_state.params)
+    params, ema = (jax.device_put(random_params(config.model, seed), shardings) for seed in (5, 6))
+    state = state._replace(params=params, ema=ema)
     tokenizer = open_corpus(data).tokenizer
     meta = Meta(resolved(config).to_json(), tokenizer.to_bytes(), 0, {}, lm_workdir.versions())
     checkpoints = Checkpoints(workdir, config.checkpoint)
@@ -495,11 +496,11 @@ def test_a_run_that_starts_from_weights_has_an_optimizer_and_a_step_of_its_own(s
     setup = Setup.make(config, lm.run.make_mesh(Mesh()))
     state = training_start.initial_state(config, setup)
     imported = lm.restore(workdir).params
-    for part in ("params", "ema"):
-        jax.tree.map(np.testing.assert_array_equal, state[part], imported)
-    assert not any(a is b for a, b in zip(*map(jax.tree.leaves, (state["params"], state["ema"])), strict=True))
+    for part in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, part, imported)
+    assert not any(a is b for a, b in zip(*map(jax.tree.leaves, (state.params, state.ema)), strict=True))
     fresh = setup.init()
-    jax.tree.map(np.testing.assert_array_equal, (state["step"], state["opt"]), (fresh["step"], fresh["opt"]))
+    jax.tree.map(np.testing.assert_array_equal, (state.step, state.opt), (fresh.step, fresh.opt))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding, b.sharding), state, setup.abstract_state)
 
 

@@ -39,6 +39,7 @@ from lm.objectives import CausalLM, Denoising, MaskedLM, Objective, Seq2Seq, Spa
 from lm.optim import Adafactor, AdamW, Muon
 from lm.training.memory import device_bytes
 from lm.training.setup import Setup
+from lm.training.state import State
 
 RECIPE = """
 from lm.config import Config, Train
@@ -212,7 +213,7 @@ def test_fsdp_divides_the_bytes_by_the_devices(recipe):
     assert eight["mesh"] == "8 device(s): fsdp=8"
 
 
-def check_bytes(config: Config, state: dict) -> None:
+def check_bytes(config: Config, state: State) -> None:
     """`device_bytes` against the sum of the shards that each device holds."""
 
     def placed(tree, device):
@@ -221,9 +222,9 @@ def check_bytes(config: Config, state: dict) -> None:
 
     expected = device_bytes(config, len(jax.devices()))
     for device in jax.devices():
-        assert placed(state["params"], device) == expected.params == expected.gradients
-        assert placed(state["opt"], device) == expected.optimizer
-        assert placed(state.get("ema", {}), device) == expected.ema
+        assert placed(state.params, device) == expected.params == expected.gradients
+        assert placed(state.opt, device) == expected.optimizer
+        assert placed(state.ema, device) == expected.ema
     assert expected.total == 2 * expected.params + expected.optimizer + expected.ema
 
 

@@ -15,8 +15,9 @@ from lm import codec
 from lm import config as configs
 from lm.config import Resolved
 from lm.data import open_corpus
+from lm.evals.evaluate import Validation
 from lm.generation import Sampling
-from lm.training import loop, train
+from lm.training import train
 
 STORED = Path(__file__).parent / "stored"
 MESH = ("mesh.data=2", "mesh.fsdp=4")
@@ -59,7 +60,7 @@ def test_it_is_described(run):
 
 def test_it_is_evaluated_and_generates(run):
     restored = lm.restore(run)
-    results = loop.evaluate(restored.setup, restored.params, open_corpus(restored.config.data))
+    results = Validation.make(restored.setup, open_corpus(restored.config.data))(restored.params)
     assert results["words"].loss == pytest.approx(EVALUATED, abs=1e-4)
     assert restored.generator()(["eta"], Sampling(max_new_tokens=8, temperature=0.0)) == [WRITTEN]
 

@@ -50,12 +50,12 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
-    def save(self, step: int, state: dict[str, Any], meta: Meta, metrics: dict[str, float] | None = None) -> None:
-        """Copies the state off the devices and returns; the files are written in the background."""
-        items = {"params": state["params"], "train": {"step": state["step"], "opt": state["opt"]}}
-        if "ema" in state:
-            items["ema"] = state["ema"]
-        arrays = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+    def save(self, step: int, state: Any, meta: Meta, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state off the devices and returns; the files are written in the background.
+
+        state: `lm.training.state.State`, or another record with its fields.
+        """
+        arrays = {k: ocp.args.StandardSave(v) for k, v in _items(state).items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **arrays)
         with self._disk_errors():
             self._manager.save(step, args=args, metrics=metrics, force=True)
@@ -71,21 +71,22 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         return Meta.decode(restored["meta"])
 
-    def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
-        """The state of a step in the shardings of `abstract_state`."""
-        wanted = {
-            "params": abstract_state["params"],
-            "train": {"step": abstract_state["step"], "opt": abstract_state["opt"]},
-        }
-        if "ema" in abstract_state:
-            wanted["ema"] = abstract_state["ema"]
-        found = self._restore(step, wanted)
-        state = {"step": found["train"]["step"], "params": found["params"], "opt": found["train"]["opt"]}
-        return state | ({"ema": found["ema"]} if "ema" in found else {})
+    def check(self, step: int, abstract_state: Any) -> None:
+        """UserError where the stored trees are not those of `abstract_state`; no array is read."""
+        self._check(step, _items(abstract_state), WAY_OUT)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state of a step in the shardings of `abstract_state`, whose type it has."""
+        found = self._restore(step, _items(abstract_state))
+        return abstract_state._replace(params=found["params"], ema=found.get("ema"), **found["train"])
+
+    def check_params(self, step: int, abstract_params: Any, way_out: str = WAY_OUT) -> None:
+        """UserError where `restore_params` would have one; no array is read."""
+        self._check(step, {self._weights(step): abstract_params}, way_out)
 
     def restore_params(self, step: int, abstract_params: Any, way_out: str = WAY_OUT) -> Any:
         """The weights alone: their moving average where the run kept one. way_out: of weights that do not fit."""
-        item = "ema" if "ema" in self._shapes(step) else "params"
+        item = self._weights(step)
         return self._restore(step, {item: abstract_params}, way_out)[item]
 
     def wait(self) -> None:
@@ -97,16 +98,22 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.close()
 
+    def _weights(self, step: int) -> str:
+        return "ema" if "ema" in self._shapes(step) else "params"
+
     def _restore(self, step: int, wanted: dict[str, Any], way_out: str = WAY_OUT) -> dict[str, Any]:
+        self._check(step, wanted, way_out)
+        args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
+        restored = self._manager.restore(step, args=args)
+        return {k: restored[k] for k in wanted}
+
+    def _check(self, step: int, wanted: dict[str, Any], way_out: str) -> None:
         stored = self._shapes(step)
         for item, tree in wanted.items():
             where = f"{self.folder}/{step}/{item}"
             if item not in stored:
                 raise UserError(f"{where}: not in this checkpoint, which has {', '.join(sorted(stored))}; {way_out}")
             compare(stored[item], shapes_of(tree), where, way_out)
-        args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
-        restored = self._manager.restore(step, args=args)
-        return {k: restored[k] for k in wanted}
 
     def _shapes(self, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
         """item -> path -> shape, as stored."""
@@ -127,3 +134,9 @@ class Checkpoints:
                     f"free space or lower checkpoint.keep_last, then run the same command to go on"
                 ) from e
             raise
+
+
+def _items(state: Any) -> dict[str, Any]:
+    """The items of a step folder. A record without a moving average has no item for it."""
+    items = {"params": state.params, "train": {"step": state.step, "opt": state.opt}}
+    return items if state.ema is None else items | {"ema": state.ema}

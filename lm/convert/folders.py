@@ -82,7 +82,7 @@ def import_hf(folder: str | Path, workdir: str | Path, overrides: Sequence[str] 
         resolved = configs.resolved(config_for(opened, tokenizer), overrides)
         _check_model(resolved.config.model, opened.model)
         setup = _setup(resolved)
-        shardings = {path: leaf.sharding for path, leaf in paths(setup.abstract_state["params"]).items()}
+        shardings = {path: leaf.sharding for path, leaf in paths(setup.abstract_state.params).items()}
         began = time.perf_counter()
         params = jax.block_until_ready(read_params(opened.slots, opened.shapes, opened.read, shardings))
         seconds = time.perf_counter() - began

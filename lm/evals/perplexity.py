@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lm.distributed import Pace
@@ -53,11 +54,29 @@ class Perplexity:
         bits = {} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}
         return {"loss": self.loss, "perplexity": self.perplexity, **bits, **counts}
 
+    def __str__(self) -> str:
+        if not self.tokens:
+            return f"nothing to predict (0 {self.unit}s)"
+        bits = "" if self.bits_per_byte is None else f"  bits/byte {self.bits_per_byte:.4f}"
+        per = "" if self.unit == "token" else f" per {self.unit}"
+        return f"loss {self.loss:.4f}{per}  perplexity {self.perplexity:.2f}{bits}  ({self.tokens:,} {self.unit}s)"
+
+
+def totals(score: Any) -> Any:
+    """`score`, jitted to give the sums of a batch. In one program with those of rows: the compiler then adds all the
+    tokens of a batch in one go, and nothing is left of the rows."""
+
+    @jax.jit
+    def of_batch(params: Any, batch: dict[str, jax.Array], token_bytes: jax.Array) -> Score:
+        return jax.tree.map(jnp.sum, score(params, batch, token_bytes))
+
+    return of_batch
+
 
 def evaluate(
     score: Any, params: Any, batches: Iterable[dict[str, jax.Array]], token_bytes: ArrayLike, unit: str = "token"
 ) -> Perplexity:
-    """Sums `score(params, batch, token_bytes)` over batches."""
+    """Sums `score(params, batch, token_bytes)`, which has the sums of a batch, over batches."""
     sums: list[Score] = []
     pace = Pace()
     for batch in batches:

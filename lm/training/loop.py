@@ -5,27 +5,31 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from lm import distributed
+from lm import codec, distributed
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Resolved
 from lm.data import Corpus, Ramp, Stream
 from lm.data.stream.batches import Shape
-from lm.evals import evaluate as evals
 from lm.evals import perplexity
+from lm.evals.evaluate import Validation
+from lm.files import write_atomic
 from lm.models.cost import FlopsPerToken, flops_per_token
 from lm.training.log import Log
-from lm.training.metrics import Timer, utilisation
-from lm.training.programs import Steps
+from lm.training.metrics import Clock, utilisation
+from lm.training.programs import Programs
 from lm.training.setup import Setup
-from lm.training.watch import Done, LossWatch, Spikes
-from lm.workdir import versions
+from lm.training.start import Start
+from lm.training.state import Position, State
+from lm.training.watch import Done, Observer, Watch
+from lm.workdir import CONFIG_FILE, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +41,106 @@ class Result:
     evaluation: dict[str, perplexity.Perplexity] | None
 
 
-@dataclasses.dataclass
-class Run:
-    """The parts of a run in progress."""
+class Loop:
+    """The parts of a run in progress. `run` may be called again, also with the state of another start of the same
+    folder: what is compiled stays, and so do the observers.
 
-    resolved: Resolved
-    setup: Setup
-    corpus: Corpus
-    stream: Stream
-    ramp: Ramp
-    steps: Steps
-    checkpoints: Checkpoints
-    log: Log
+    clock: what the run is at. opening: lines that open the log.
+    """
 
-    def __post_init__(self):
-        config = self.resolved.config
-        self.watch = LossWatch(
-            self.stream, config.data.exclude, self.checkpoints, self.log, Spikes(config.train.spike_sigmas)
-        )
+    def __init__(
+        self,
+        resolved: Resolved,
+        setup: Setup,
+        corpus: Corpus,
+        stream: Stream,
+        programs: Programs,
+        observers: Sequence[Observer],
+    ):
+        self.resolved, self.setup, self.corpus, self.stream = resolved, setup, corpus, stream
+        self.programs, self.observers, self.clock = programs, observers, Clock()
+        self.ramp = Ramp.of(resolved.config.data)
+        self.validate = Validation.make(setup, corpus)
+
+    def run(self, state: State, start: Start, opening: str = "") -> Result:
+        """From `start`, whose state is given up, to `train.steps` or a request to stop.
+
+        All that a run writes it writes from here on: its config over that of an earlier start, and its log, without the
+        records that it makes again.
+        """
+        config, main, at = self.resolved.config, distributed.is_main(), start.position
+        distributed.barrier("start")  # no process refuses any more
+        with contextlib.closing(Checkpoints(start.folder, config.checkpoint)) as self.checkpoints:
+            if main:
+                write_atomic(start.folder / CONFIG_FILE, self.resolved.to_json().encode())
+            self.log = Log(start.folder, total_steps=config.train.steps, start_step=at.step, active=main)
+            self.watch = Watch(self.observers, self.stream, config.data.exclude, self.checkpoints, self.log)
+            with contextlib.closing(self.log):
+                self.log.print("\n".join(filter(None, [opening, *self.changes(start)])))
+                return self.steps(state, at)
+
+    def changes(self, start: Start) -> list[str]:
+        """Where the run goes on, and which settings are others than there."""
+        if start.meta is None:
+            return []
+        before = codec.flatten(json.loads(start.meta.config)["config"])
+        now = codec.flatten(codec.encode(self.resolved.config))
+        changed = [f"{p}: {before.get(p)!r} -> {now.get(p)!r}" for p in now if before.get(p) != now.get(p)]
+        step, seen = start.position
+        return [f"resuming at step {step}, {seen:,} examples seen", *(f"changed since: {c}" for c in changed)]
+
+    def steps(self, state: State, at: Position) -> Result:
+        """The host waits for the devices to log, evaluate and save, and is else a few steps ahead."""
+        config, clock = self.resolved.config, self.clock
+        last = config.train.steps
+        if at.step >= last:
+            self.log.print(f"nothing to train: step {at.step} of train.steps={last} is done")
+            return Result(at.step, False, self.evaluate(at.step, state))
+        pace, begun, done = distributed.Pace(), list[Done](), list[Done]()  # done: looked at, and not yet logged
+        end = self.ramp.after(at.examples_seen, last - at.step)
+        clock.restart()
+        with (
+            distributed.StopSignal() as stop,
+            contextlib.closing(self.batches(at.examples_seen, end)) as batches,
+        ):
+            while True:
+                with clock.phase("data"):
+                    shape, batch = next(batches)
+                with clock.phase("step"):
+                    state, metrics = self.programs[shape].step(state, batch)
+                    begun.append(Done(at, shape, metrics))
+                    pace(metrics)
+                at = at.after(shape)
+                ending, stopping = at.step == last, stop.requested(at.step)
+                log = at.step == 1 or at.step % config.train.log_every == 0 or ending or stopping
+                evaluate = ending or (config.train.eval_every and at.step % config.train.eval_every == 0)
+                save = ending or stopping or at.step % config.checkpoint.every == 0
+                if log or evaluate or save:  # never save what is broken
+                    with clock.phase("log"):
+                        done += self.watch.look(begun)
+                        begun = []
+                if log:
+                    self.record(done, last)
+                    done = []
+                    clock.restart()
+                evaluation = None
+                if evaluate and not (stopping and not ending):
+                    with clock.phase("eval"):
+                        evaluation = self.evaluate(at.step, state)
+                if save:
+                    with clock.phase("save"):
+                        self.save(at, state, evaluation)
+                if ending or stopping:
+                    break
+            with clock.phase("save"):  # here, since a SIGTERM outside ends the process, its checkpoint half written
+                self.checkpoints.wait()
+        preempted = stopping and not ending
+        if preempted:
+            self.log.print(f"stopped at step {at.step}, checkpoint saved; run the same command to go on")
+        return Result(at.step, preempted, None if preempted else evaluation)
 
     def batches(self, examples_seen: int, end: int) -> Generator[tuple[Shape, dict[str, jax.Array]], None, None]:
-        """Of one stage of the ramp after another, up to example `end`."""
+        """The batches from example `examples_seen` to `end`, one stage of the ramp after another, with their shapes."""
         from lm.data.loader.loader import make_loader
 
         objective, first = self.resolved.config.objective, True
@@ -78,117 +161,56 @@ class Run:
                 for batch in loader:
                     yield shape, batch
                     if coming is not None:  # the step that was just begun is compiled: the next one has time
-                        self.steps.begin(coming)
+                        self.programs.start(coming)
                     examples_seen += shape.examples
                     if examples_seen >= min(stage_end, end):
                         break
 
-    def loop(self, state: dict, step: int, examples_seen: int) -> Result:
-        """Steps until `train.steps` or a request to stop. The host waits for the devices to log, evaluate and save, and
-        is else a few steps ahead."""
-        config = self.resolved.config
-        last = config.train.steps
-        if step >= last:
-            self.log.print(f"nothing to train: step {step} of train.steps={last} is done")
-            return Result(step, False, self.evaluate(step, state))
-        timer, pace, pending = Timer(), distributed.Pace(), list[Done]()
-        end = self.ramp.after(examples_seen, last - step)
-        with (
-            distributed.StopSignal() as stop,
-            contextlib.closing(self.batches(examples_seen, end)) as batches,
-        ):
-            for shape, batch in batches:
-                state, metrics = self.steps[shape].step(state, batch)
-                pending.append(Done(step, examples_seen, shape, metrics))
-                pace(metrics)
-                step, examples_seen = step + 1, examples_seen + shape.examples
-                stopping = stop.requested(step)
-                if step == 1 or step % config.train.log_every == 0 or step == last or stopping:
-                    self.record(pending, last, timer)
-                    pending = []
-                    timer.restart()
-                evaluate = step == last or (config.train.eval_every and step % config.train.eval_every == 0)
-                save = step == last or stopping or step % config.checkpoint.every == 0
-                evaluation = None
-                with timer.paused():
-                    if (evaluate or save) and pending:
-                        self.watch.check_finite(pending)  # never save what is broken
-                    if evaluate and not (stopping and step < last):
-                        evaluation = self.evaluate(step, state)
-                    if save:
-                        self.save(step, state, examples_seen, evaluation)
-                if step == last or stopping:
-                    break
-            self.checkpoints.wait()  # here, since a SIGTERM outside ends the process, its checkpoint half written
-        preempted = stopping and step < last
-        if preempted:
-            self.log.print(f"stopped at step {step}, checkpoint saved; run the same command to go on")
-        return Result(step, preempted, None if preempted else evaluation)
-
-    def record(self, pending: list[Done], last: int, timer: Timer) -> None:
-        """Logs the mean of an interval; waits for its last step."""
-        metrics = self.watch.check_finite(pending)
-        self.watch.check_spikes(pending, metrics)
-        self.watch.check_targets(pending, metrics)
-        seconds = timer.seconds()
-        step, n = pending[-1].step + 1, len(pending)
+    def record(self, done: list[Done], last: int) -> None:
+        """Logs the mean of an interval. step_s, data_s: seconds of a step, and of them those that the host waited for
+        its batch."""
+        seconds, at, n = self.clock.training(), done[-1].step, len(done)
         mesh = self.setup.mesh
-        tokens_per_s = sum(done.shape.tokens for done in pending) / seconds
-        mfu = utilisation(self.flops(pending), tokens_per_s, mesh.devices.flat[0].device_kind, mesh.size)
-        record: dict[str, Any] = {k: float(np.mean([m[k] for m in metrics])) for k in ("loss", "nll", "grad_norm")}
+        tokens_per_s = sum(d.shape.tokens for d in done) / seconds
+        mfu = utilisation(self.flops(done), tokens_per_s, mesh.devices.flat[0].device_kind, mesh.size)
+        record: dict[str, Any] = {k: float(np.mean([d.metrics[k] for d in done])) for k in ("loss", "nll", "grad_norm")}
         record |= {
-            "lr": float(metrics[-1]["lr"]),
+            "lr": float(done[-1].metrics["lr"]),
             "tokens_per_s": tokens_per_s,
             "step_s": seconds / n,
+            "data_s": self.clock.spent("data") / n,
             "mfu": mfu.full,
             "mfu_causal": mfu.causal,
-            "examples_seen": pending[-1].stop,
+            "examples_seen": done[-1].stop,
             "time": time.time(),
         }
-        self.log.train(step, last, record, (last - step) * seconds / n)
+        self.log.train(at, last, record, (last - at) * seconds / n)
 
-    def flops(self, pending: list[Done]) -> FlopsPerToken:
+    def flops(self, done: list[Done]) -> FlopsPerToken:
         """The mean over the tokens of these steps."""
         config = self.resolved.config
         tokens = collections.Counter[int]()
-        for done in pending:
-            tokens[done.shape.seq_len] += done.shape.tokens
+        for d in done:
+            tokens[d.shape.seq_len] += d.shape.tokens
         each = {n: flops_per_token(config.model, self.setup.infos, n, config.objective.row(n)) for n in tokens}
         return FlopsPerToken(*(sum(each[n][i] * tokens[n] for n in tokens) / tokens.total() for i in range(2)))
 
-    def evaluate(self, step: int, state: dict) -> dict[str, perplexity.Perplexity]:
-        params = state.get("ema", state["params"])
-        results = evaluate(self.setup, params, self.corpus)
-        report = {name: r.record() for name, r in results.items()} | {"total": perplexity.total(results).record()}
-        lines = [f"eval step {step}  {name}: {evals.describe(r)}" for name, r in results.items()]
-        if len(results) > 1:
-            lines.append(f"eval step {step}  total: {evals.describe(perplexity.total(results))}")
-        self.log.evaluation(step, report, "\n".join(lines))
+    def evaluate(self, step: int, state: State) -> dict[str, perplexity.Perplexity]:
+        """What the evaluators find after `step` steps, which is logged."""
+        results = self.validate(state.evaluated)
+        every = results | {"total": perplexity.total(results)}
+        lines = [f"eval step {step}  {name}: {r}" for name, r in every.items() if name != "total" or len(results) > 1]
+        self.log.evaluation(step, {name: r.record() for name, r in every.items()}, "\n".join(lines))
         return results
 
-    def save(self, step: int, state: dict, examples_seen: int, evaluation: dict | None) -> None:
+    def save(self, at: Position, state: State, evaluation: dict[str, perplexity.Perplexity] | None) -> None:
+        """A checkpoint, written in the background."""
         meta = Meta(
             config=self.resolved.to_json(),
             tokenizer=self.corpus.tokenizer.to_bytes(),
-            examples_seen=examples_seen,
+            examples_seen=at.examples_seen,
             data=self.stream.fingerprint,
             versions=versions(),
         )
         found = perplexity.total(evaluation or {})
-        self.checkpoints.save(step, state, meta, found.record() if found.tokens else None)
-
-
-def evaluate(setup: Setup, params: dict, corpus: Corpus) -> dict[str, perplexity.Perplexity]:
-    """Each source's validation split, with the parts of a run."""
-    config = setup.config
-    return evals.evaluate(
-        setup.score,
-        params,
-        corpus,
-        config.objective,
-        seq_len=config.data.seq_len,
-        batch_size=config.data.batch_size,
-        vocab_size=config.model.vocab_size,
-        max_batches=config.eval.max_batches,
-        sharding=setup.rows,
-    )
+        self.checkpoints.save(at.step, state, meta, found.record() if found.tokens else None)

@@ -9,9 +9,7 @@ import jax
 
 from lm import sharding
 from lm.config import Config
-from lm.models import base as models
-from lm.optim import make_optimizer, state_axes
-from lm.training.setup import map_infos
+from lm.training.state import StateSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +29,7 @@ class DeviceBytes:
 def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
     """By arithmetic from axes and rules, for a mesh that need not exist. Raises where the rules do not fit it."""
     sizes = config.mesh.sizes(n_devices)
-    model = models.abstract(config.model)
-    axes = map_infos(lambda i: i.axes, model.infos)
-    tx, _ = make_optimizer(config.optim, config.train.steps, map_infos(lambda i: i.decay, model.infos), axes)
-    opt = jax.eval_shape(tx.init, model.params)
+    spec = StateSpec.of(config)
 
     def size(abstract, names) -> int:
         def one(path, leaf, axes):
@@ -44,6 +39,7 @@ def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
 
         return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, abstract, names)))
 
-    params = size(model.params, axes)
-    optimizer = size(opt, state_axes(tx, model.params, axes))
-    return DeviceBytes(params, optimizer, params, params if config.optim.ema_decay is not None else 0)
+    params, optimizer, ema = (
+        size(abstract, axes) for abstract, axes in zip(spec.abstract[1:], spec.axes[1:], strict=True)
+    )
+    return DeviceBytes(params, optimizer, params, ema)

@@ -1,9 +1,11 @@
-"""How fast a run is: the time spent training, and model FLOPs utilisation."""
+"""How fast a run is: where its time goes, and model FLOPs utilisation."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from lm.hardware import PEAK_FLOPS
 from lm.models.cost import FlopsPerToken
@@ -26,28 +28,39 @@ def utilisation(flops: FlopsPerToken, tokens_per_s: float, device_kind: str, n_d
     return Utilisation(full, causal)
 
 
-class Timer:
-    """Seconds of an interval that were spent training: what is within `paused()` does not count."""
+Phase = Literal["data", "step", "log", "eval", "save"]
+BESIDE: tuple[Phase, ...] = ("eval", "save")  # phases that are no training
+
+
+class Clock:
+    """Where the seconds of an interval go. `now` says what the run is at and since when, for whoever watches it from
+    another thread."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self.now: tuple[Phase | None, float] = None, time.perf_counter()
+        self.restart()
 
     def restart(self) -> None:
+        """Begins an interval."""
         self._start = time.perf_counter()
+        self._spent: dict[str, float] = {}
 
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
+    @contextlib.contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """What is within counts as `name`. Phases do not nest."""
+        began = time.perf_counter()
+        self.now = name, began
+        try:
+            yield
+        finally:
+            ended = time.perf_counter()
+            self._spent[name] = self._spent.get(name, 0.0) + ended - began
+            self.now = None, ended
 
-    def paused(self) -> _Pause:
-        return _Pause(self)
+    def spent(self, name: Phase) -> float:
+        """Seconds of the interval in a phase that has ended."""
+        return self._spent.get(name, 0.0)
 
-
-class _Pause:
-    def __init__(self, timer: Timer):
-        self._timer = timer
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer._start += time.perf_counter() - self._began
+    def training(self) -> float:
+        """Seconds of the interval, without those that are no training: what lies between the phases counts."""
+        return time.perf_counter() - self._start - sum(map(self.spent, BESIDE))

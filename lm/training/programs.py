@@ -20,19 +20,20 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-class Steps:
-    """`begin(shape)` starts to compile, `steps[shape]` waits for it."""
+class Programs:
+    """`start(shape)` begins to compile, `programs[shape]` waits for it and raises what compiling raised."""
 
     def __init__(self, setup: Setup):
         self._setup = setup
         self._made: dict[Shape, concurrent.futures.Future[Compiled]] = {}
 
-    def begin(self, shape: Shape) -> None:
+    def start(self, shape: Shape) -> None:
+        """Compiles the step for batches of this shape on a thread of its own, once."""
         if shape not in self._made:
             self._made[shape] = background(self._compile, shape)
 
     def __getitem__(self, shape: Shape) -> Compiled:
-        self.begin(shape)
+        self.start(shape)
         return self._made[shape].result()
 
     def _compile(self, shape: Shape) -> Compiled:

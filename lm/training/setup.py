@@ -15,9 +15,8 @@ from lm import sharding
 from lm.config import Config
 from lm.data.stream.batches import Shape
 from lm.models import base as models
-from lm.nn import param
-from lm.optim import make_optimizer, state_axes
 from lm.training import step as steps
+from lm.training.state import State, StateSpec
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -28,9 +27,8 @@ class Setup:
 
     config: Config
     mesh: jax.sharding.Mesh
-    graphdef: nnx.GraphDef
-    infos: dict  # ParamInfo of every parameter
-    abstract_state: dict  # ShapeDtypeStructs with shardings: what a checkpoint is restored into
+    spec: StateSpec
+    abstract_state: State  # ShapeDtypeStructs with shardings: what a checkpoint is restored into
     batch_shardings: dict[str, NamedSharding]
     init: Any  # jitted () -> state
     step: Any  # jitted (state, batch) -> (state, metrics); the state is donated
@@ -40,30 +38,17 @@ class Setup:
     def make(cls, config: Config, mesh: jax.sharding.Mesh) -> Setup:
         """The parts for `config` on `mesh`, whose devices may be those of a topology that is not here."""
         rules, train = config.rules, config.train
-        model = models.abstract(config.model)
-        axes = map_infos(lambda i: i.axes, model.infos)
-        decay = map_infos(lambda i: i.decay, model.infos)
-        tx, schedule = make_optimizer(config.optim, train.steps, decay, axes)
-        keep_ema = config.optim.ema_decay is not None
+        spec = StateSpec.of(config)
+        shardings = spec.shardings(rules, mesh)
 
-        def init() -> steps.State:
+        def init() -> State:
             with sharding.scope(mesh, rules):
                 params = models.init(config.model, jax.random.key(train.seed))
-            state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt": tx.init(params)}
-            return state | ({"ema": jax.tree.map(jnp.copy, params)} if keep_ema else {})
+            ema = None if spec.abstract.ema is None else jax.tree.map(jnp.copy, params)
+            return State(jnp.zeros((), jnp.int32), params, spec.tx.init(params), ema)
 
-        abstract = {
-            "step": jax.ShapeDtypeStruct((), jnp.int32),
-            "params": model.params,
-            "opt": jax.eval_shape(tx.init, model.params),
-        }
-        state_names = {"step": (), "params": axes, "opt": state_axes(tx, model.params, axes)}
-        if keep_ema:
-            abstract["ema"], state_names["ema"] = model.params, axes
-        # Part by part, parameters before what follows from them: an error then names `layers.attn.k`.
-        shardings = {k: sharding.shardings(rules, mesh, state_names[k], a) for k, a in abstract.items()}
         with_sharding = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), spec.abstract, shardings
         )
         features = config.objective.features(config.data.batch_size, config.data.seq_len)
         batch_axes = {k: ("act_batch", *(None,) * (len(f.shape) - 1)) for k, f in features.items()}
@@ -72,16 +57,16 @@ class Setup:
 
         dtype = compute_dtype(train.precision, mesh)
         train_step = steps.make_train_step(
-            model.graphdef,
+            spec.graphdef,
             config.objective,
             config.optim,
-            tx,
-            schedule,
+            spec.tx,
+            spec.schedule,
             dtype=dtype,
             microbatches=train.microbatches,
             seed=train.seed,
         )
-        score = steps.make_score_step(model.graphdef, config.objective, dtype=dtype)
+        score = steps.make_score_step(spec.graphdef, config.objective, dtype=dtype)
 
         def scoped(f):
             def traced(*args):
@@ -94,8 +79,7 @@ class Setup:
         return cls(
             config=config,
             mesh=mesh,
-            graphdef=model.graphdef,
-            infos=model.infos,
+            spec=spec,
             abstract_state=with_sharding,
             batch_shardings=batch_shardings,
             init=jax.jit(init, out_shardings=shardings),
@@ -107,10 +91,20 @@ class Setup:
             ),
             score=jax.jit(
                 scoped(score),
-                in_shardings=(shardings["params"], batch_shardings, replicated),
+                in_shardings=(shardings.params, batch_shardings, replicated),
                 out_shardings=replicated,
             ),
         )
+
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        """The model without its parameters."""
+        return self.spec.graphdef
+
+    @property
+    def infos(self) -> dict:
+        """The ParamInfo of every parameter."""
+        return self.spec.infos
 
     @property
     def rows(self) -> NamedSharding:
@@ -136,7 +130,3 @@ def compute_dtype(precision: Precision, mesh: jax.sharding.Mesh) -> DTypeLike:
     if precision == "auto":
         return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
     return jnp.dtype(precision)
-
-
-def map_infos(f, infos: dict) -> Any:
-    return jax.tree.map(f, infos, is_leaf=lambda x: isinstance(x, param.ParamInfo))

@@ -1,40 +1,109 @@
-"""What a run begins with: its corpus, its weights, and whether they belong together."""
+"""What a run begins with: its corpus, its state, and whether they belong together. All of it reads and refuses; what a
+run writes of itself comes after."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from lm import distributed
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config
-from lm.data import NO_PAD, Corpus, Tokenizer, prepare
+from lm.data import NO_PAD, Corpus, Ramp, Stream, Tokenizer, prepare
 from lm.data.sources.files import is_remote
 from lm.data.tokenizer.open import open_tokenizer, there
 from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
 from lm.training.setup import Setup
+from lm.training.state import Position, State
 from lm.workdir import IMPORTED
 
+WAY_OUT = "set model to what it was made with"  # of weights that do not fit
 
-def initial_state(config: Config, setup: Setup) -> dict:
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins: at the latest checkpoint of its folder, or else at nothing, with or without other weights.
+
+    meta: of that checkpoint; None: the run is new. `find` refuses and writes nothing, so that whatever a run then
+    writes is of a run that goes on.
+    """
+
+    folder: Path
+    position: Position
+    meta: Meta | None
+
+    @classmethod
+    def find(cls, folder: Path, setup: Setup, stream: Stream) -> Start:
+        """What is in `folder`, compared with what the config makes: the order of the data and the trees of arrays.
+        Raises UserError where they differ, and where the data ends before the run. Reads no array."""
+        config, position, meta = setup.config, Position(), None
+        if (folder / "checkpoints").is_dir():
+            with contextlib.closing(Checkpoints(folder)) as stored:
+                if (step := stored.latest()) is not None:
+                    meta = stored.meta(step)
+                    position = Position(step, meta.examples_seen)
+                    stream.check(meta.data, meta.examples_seen)
+                    stored.check(step, setup.abstract_state)
+        if meta is None:
+            _check_weights(config, setup)
+        stream.check_epochs(**position._asdict(), steps=config.train.steps, ramp=Ramp.of(config.data))
+        return cls(folder, position, meta)
+
+    def state(self, setup: Setup) -> State:
+        """The state at `position`, on the devices of `setup`."""
+        if self.meta is None:
+            return initial_state(setup.config, setup)
+        with contextlib.closing(Checkpoints(self.folder)) as stored:
+            return stored.restore(self.position.step, setup.abstract_state)
+
+
+def initial_state(config: Config, setup: Setup) -> State:
     """Fresh, or with the weights of another run, which keeps nothing of it but them."""
     folder = config.train.init_from
-    if folder is None:
-        return setup.init()
     state = setup.init()
-    del state["params"]  # before there are others: they may fill half of the device
-    with contextlib.closing(Checkpoints(folder)) as source:
+    if folder is None:
+        return state
+    state = state._replace(params=None)  # before there are others: they may fill half of the device
+    with _weights(config) as (source, step):
+        params = source.restore_params(step, setup.abstract_state.params, WAY_OUT)
+    return state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+
+
+def _check_weights(config: Config, setup: Setup) -> None:
+    """The weights that a new run begins with, against its model: before a device holds any."""
+    if config.train.init_from is not None:
+        with _weights(config) as (source, step):
+            source.check_params(step, setup.abstract_state.params, WAY_OUT)
+
+
+@contextlib.contextmanager
+def _weights(config: Config) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoint of `train.init_from`, which an error within names."""
+    assert config.train.init_from is not None
+    with contextlib.closing(Checkpoints(config.train.init_from)) as source:
         step = source.latest()
         assert step is not None  # `tokenizer_of_weights` saw it
         try:
-            params = source.restore_params(step, setup.abstract_state["params"], "set model to what it was made with")
+            yield source, step
         except UserError as e:
             raise UserError(f"train.init_from: {e}") from e
-    return state | {"params": params} | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in state else {})
+
+
+def open_data(config: Config, folder: Path) -> Corpus:
+    """The corpus of a run, prepared where it is not yet, and compared with the model, the objective and the weights
+    that the run in `folder` begins with. Raises UserError; before the corpus is made where that can be known."""
+    of_weights = tokenizer_of_weights(config, folder)
+    check_named_tokenizer(config)
+    corpus = prepare_once(config)
+    check_tokenizer(config, corpus.tokenizer)
+    check_same_ids(config, of_weights, corpus.tokenizer)
+    return corpus
 
 
 def prepare_once(config: Config) -> Corpus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ from jax.typing import DTypeLike
 from lm.objectives import Loss, Objective, Score
 from lm.optim import Optimizer, clip_by_norm, global_norm
 from lm.sharding import constrain
+from lm.training.state import State
 
-State = dict[str, Any]  # step int32 [], params, opt, and ema when it is kept
 Batch = dict[str, jax.Array]
 
 
@@ -53,25 +52,25 @@ def make_train_step(
         return jax.lax.scan(body, start, (jnp.arange(microbatches), split))[0]
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        grads, loss = gradients(state["params"], batch, key)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, loss = gradients(state.params, batch, key)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = global_norm(grads)
         if optim.clip_norm is not None:
             grads = clip_by_norm(grads, norm, optim.clip_norm)
-        updates, opt = tx.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        new = {"step": state["step"] + 1, "params": params, "opt": opt}
-        if "ema" in state:
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = State(state.step + 1, params, opt)
+        if state.ema is not None:
             decay = optim.ema_decay
             assert decay is not None
-            new["ema"] = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state["ema"], params)
+            new = new._replace(ema=jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params))
         metrics = {
             "loss": loss.total / weight,
             "nll": loss.nll / weight,
             "grad_norm": norm,
-            "lr": schedule(state["step"]),
+            "lr": schedule(state.step),
             "tokens": loss.weight,
         }
         return new, metrics

@@ -1,5 +1,5 @@
-"""Losses that need a look: those that are not finite, spikes among those before them, steps without any; and the
-documents of a batch for whoever looks.
+"""Observers of a run, each with a verdict on every step: losses that are not finite, spikes among those before them,
+steps without any; and the documents of a batch for whoever looks.
 
 A spike is measured against the median of the last losses, in units of their spread (the median absolute deviation, as
 a standard deviation): neither moves much by the spike itself. Only its first step is reported. After a restart it takes
@@ -15,7 +15,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from lm.data.inspect.provenance import passing_over
 from lm.data.stream.batches import Shape
 from lm.errors import UserError
 from lm.training.log import Log
+from lm.training.state import Position
 
 EMPTY_STEPS = 16  # in a row without a target, after which a run stops
 WINDOW = 128
@@ -41,6 +42,76 @@ class Spike(NamedTuple):
     loss: float
     median: float
     sigmas: float
+
+
+def write_provenance(path: Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
+    """A JSON file of `what` and of the rows of ids `first` to `stop` - 1: source, documents, offsets."""
+    rows = [
+        row._asdict() | {"pieces": [p._asdict() for p in row.pieces]} for row in stream.where(np.arange(first, stop))
+    ]
+    path.write_text(json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
+
+
+class NonFiniteLoss(UserError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Done(NamedTuple):
+    """A step that was begun. at: the position before it; metrics: may still be on the device."""
+
+    at: Position
+    shape: Shape
+    metrics: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Its number, which counts from 1."""
+        return self.at.step + 1
+
+    @property
+    def first(self) -> int:
+        """The id of its first example."""
+        return self.at.examples_seen
+
+    @property
+    def stop(self) -> int:
+        """One more than the id of its last example."""
+        return self.at.examples_seen + self.shape.examples
+
+
+class Verdict(NamedTuple):
+    """What an observer has to say of a step. The run goes on unless it has an `error`.
+
+    text: for the log, or for the error; `{report}` and `{kept}` in it become the file of the report and the last good
+    checkpoint. report: what kind of report of the step's documents to write, with the numbers `more`; None: none.
+    """
+
+    text: str
+    error: type[UserError] | None = None
+    report: str | None = None
+    more: dict[str, float] = {}  # noqa: RUF012, nobody changes it
+
+
+class Observer(Protocol):
+    """Looks at every step of a run, in order, once its metrics are on the host: at the latest when they are logged or
+    the state is saved. None: nothing to say."""
+
+    def look(self, done: Done) -> Verdict | None: ...
+
+
+class Finite:
+    """Stops a run at its first step that is not finite: before that is saved."""
+
+    def look(self, done: Done) -> Verdict | None:
+        loss, norm = done.metrics["loss"], done.metrics["grad_norm"]
+        if math.isfinite(loss) and math.isfinite(norm):
+            return None
+        text = (
+            f"step {done.step}: loss {loss}, grad_norm {norm}; examples {done.first}..{done.stop - 1} (documents in "
+            "{report}, which says how to pass them over); last good checkpoint: {kept}; try a lower optim.lr, a longer "
+            "warm-up, optim.clip_norm, or train.precision=float32"
+        )
+        return Verdict(text, error=NonFiniteLoss, report="nonfinite")
 
 
 class Spikes:
@@ -68,93 +139,74 @@ class Spikes:
         self._high = high
         return found
 
+    def look(self, done: Done) -> Verdict | None:
+        spike = self(float(done.metrics["loss"]))
+        if spike is None:
+            return None
+        text = (
+            f"step {done.step}: loss {spike.loss:.4f} is {spike.sigmas:.0f} standard deviations above the median "
+            f"{spike.median:.4f} of the steps before it; its documents, and how to train without them, are in "
+            "{report}"
+        )
+        return Verdict(text, report="spike", more={"median": spike.median, "sigmas": spike.sigmas})
 
-def write_provenance(path: Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
-    """A JSON file of `what` and of the rows of ids `first` to `stop` - 1: source, documents, offsets."""
-    rows = [
-        row._asdict() | {"pieces": [p._asdict() for p in row.pieces]} for row in stream.where(np.arange(first, stop))
-    ]
-    path.write_text(json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
 
+class Targets:
+    """Stops a run that learns nothing: an objective may leave out whole batches, but not one after another."""
 
-class NonFiniteLoss(UserError):
-    """The loss or the gradient became NaN or infinite."""
+    def __init__(self) -> None:
+        self._empty = 0  # steps in a row without a target
 
-
-class Done(NamedTuple):
-    """A step whose metrics may still be on the device. step: how many came before it; first: its first example."""
-
-    step: int
-    first: int
-    shape: Shape
-    metrics: dict[str, Any]
-
-    @property
-    def stop(self) -> int:
-        return self.first + self.shape.examples
+    def look(self, done: Done) -> Verdict | None:
+        self._empty = 0 if done.metrics["tokens"] else self._empty + 1
+        if self._empty < EMPTY_STEPS:
+            return None
+        text = (
+            f"step {done.step}: expected something to predict, got no target in {self._empty} steps; `lm data preview` "
+            "shows what the objective makes of the data: set an objective that fits it, or its limits"
+        )
+        return Verdict(text, error=UserError)
 
 
 @dataclasses.dataclass
-class LossWatch:
-    """Looks at the metrics of steps that are done. exclude: what the run leaves out already; empty: how many steps in a
-    row had no target."""
+class Watch:
+    """Shows steps to observers and does what they say. exclude: what the run leaves out already."""
 
+    observers: Sequence[Observer]
     stream: Stream
     exclude: Sequence[Exclude]
     checkpoints: Checkpoints
     log: Log
-    spikes: Spikes
-    empty: int = 0
 
-    def check_finite(self, pending: list[Done]) -> list[dict[str, np.ndarray]]:
-        """The metrics of the pending steps on the host; stops at the first step that is not finite."""
-        metrics = jax.device_get([done.metrics for done in pending])
-        for done, m in zip(pending, metrics, strict=True):
-            if math.isfinite(m["loss"]) and math.isfinite(m["grad_norm"]):
-                continue
-            report = self.report("nonfinite", done, m)
-            kept = self.checkpoints.latest()
-            raise NonFiniteLoss(
-                f"step {done.step + 1}: loss {m['loss']}, grad_norm {m['grad_norm']}; examples {done.first}.."
-                f"{done.stop - 1} (documents in {report}, which says how to pass them over); last good checkpoint: "
-                f"{'none' if kept is None else f'step {kept}'}; "
-                f"try a lower optim.lr, a longer warm-up, optim.clip_norm, or train.precision=float32"
-            )
-        return metrics
+    def look(self, begun: Sequence[Done]) -> list[Done]:
+        """The steps with their metrics on the host, which it waits for. Raises the error of the first verdict that has
+        one."""
+        done = [d._replace(metrics=m) for d, m in zip(begun, jax.device_get([d.metrics for d in begun]), strict=True)]
+        for d in done:
+            for observer in self.observers:
+                if verdict := observer.look(d):
+                    self._act(d, verdict)
+        return done
 
-    def check_spikes(self, pending: list[Done], metrics: list[dict[str, np.ndarray]]) -> None:
-        """Reports where a loss leaves those before it."""
-        for done, m in zip(pending, metrics, strict=True):
-            if spike := self.spikes(float(m["loss"])):
-                report = self.report("spike", done, m, median=spike.median, sigmas=spike.sigmas)
-                self.log.print(
-                    f"step {done.step + 1}: loss {spike.loss:.4f} is {spike.sigmas:.0f} standard deviations above the "
-                    f"median {spike.median:.4f} of the steps before it; its documents, and how to train without them, "
-                    f"are in {report}"
-                )
+    def _act(self, done: Done, verdict: Verdict) -> None:
+        report = "" if verdict.report is None else self.report(verdict.report, done, **verdict.more)
+        kept = self.checkpoints.latest()
+        text = verdict.text.format(report=report, kept="none" if kept is None else f"step {kept}")
+        if verdict.error is not None:
+            raise verdict.error(text)
+        self.log.print(text)
 
-    def check_targets(self, pending: list[Done], metrics: list[dict[str, np.ndarray]]) -> None:
-        """Stops a run that learns nothing: an objective may leave out whole batches, but not one after another."""
-        for done, m in zip(pending, metrics, strict=True):
-            self.empty = 0 if m["tokens"] else self.empty + 1
-            if self.empty >= EMPTY_STEPS:
-                raise UserError(
-                    f"step {done.step + 1}: expected something to predict, got no target in {self.empty} steps; "
-                    "`lm data preview` shows what the objective makes of the data: set an objective that fits it, or "
-                    "its limits"
-                )
-
-    def report(self, kind: str, done: Done, metrics: dict[str, np.ndarray], **more: float) -> Path:
+    def report(self, kind: str, done: Done, **more: float) -> Path:
         """Writes the documents of a batch to the run's folder."""
-        path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step + 1}.json"
+        path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step}.json"
         if distributed.is_main():
             passed = passing_over(self.stream, self.exclude, done.first, done.stop)
-            read = {name: float(metrics[name]) for name in ("loss", "grad_norm", "lr")}
+            read = {name: float(done.metrics[name]) for name in ("loss", "grad_norm", "lr")}
             what: dict[str, Any] = {
-                "step": done.step + 1,
+                "step": done.step,
                 **{name: x if math.isfinite(x) else str(x) for name, x in read.items()},  # JSON has no NaN
                 **more,
-                "go_back_to_step": max((s for s in self.checkpoints.steps() if s <= done.step), default=0),
+                "go_back_to_step": max((s for s in self.checkpoints.steps() if s < done.step), default=0),
                 "by_removing": "the later folders of checkpoints/",
                 "pass_over_with": passed.strip('"'),  # JSON puts it in the quotes that a shell needs
             }

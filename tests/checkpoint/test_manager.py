@@ -10,19 +10,20 @@ import pytest
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Checkpoint
 from lm.errors import UserError
+from lm.training.state import State
 
 META = Meta(config="{}", tokenizer=b"\x00\xff model", examples_seen=48, data={"seed": 0}, versions={"jax": "0"})
 
 
-def make_state(seed: int = 0, tx=None, **params) -> dict:
+def make_state(seed: int = 0, tx=None, ema=None, **params) -> State:
     rng = np.random.default_rng(seed)
     params = params or {"layers": {"q": rng.normal(size=(3, 4))}, "norm": rng.normal(size=5)}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     opt = (tx or optax.adamw(1e-3)).init(params)
-    return {"step": jnp.int32(seed), "params": params, "opt": opt}
+    return State(jnp.int32(seed), params, opt, ema)
 
 
-def abstract(state: dict) -> dict:
+def abstract(state: State) -> State:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
 
@@ -35,7 +36,7 @@ def checkpoints(tmp_path):
 
 
 def test_what_is_restored_is_what_was_saved(checkpoints):
-    state = make_state(7) | {"ema": make_state(8)["params"]}
+    state = make_state(7, ema=make_state(8).params)
     checkpoints.save(7, state, META)
     checkpoints.wait()
     restored = checkpoints.restore(7, abstract(state))
@@ -45,12 +46,12 @@ def test_what_is_restored_is_what_was_saved(checkpoints):
 
 
 def test_weights_alone_are_the_moving_average_where_one_is_kept(checkpoints):
-    state, ema = make_state(1), make_state(2)["params"]
+    state, ema = make_state(1), make_state(2).params
     checkpoints.save(1, state, META)
-    checkpoints.save(2, state | {"ema": ema}, META)
+    checkpoints.save(2, state._replace(ema=ema), META)
     checkpoints.wait()
-    shapes = abstract(state)["params"]
-    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_params(1, shapes), state["params"])
+    shapes = abstract(state).params
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_params(1, shapes), state.params)
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_params(2, shapes), ema)
 
 
@@ -70,7 +71,7 @@ def test_keeps_the_last_the_every_nth_and_the_best(tmp_path):
         (make_state(layers={"q": np.ones((4, 4))}, norm=np.ones(5)), r"layers.q is \(3, 4\) here, expected \(4, 4\)"),
         (make_state(layers={"k": np.ones((3, 4))}, norm=np.ones(5)), "layers.k is missing; layers.q is not in this"),
         (make_state(tx=optax.sgd(0.1, momentum=0.9)), "another optimizer"),
-        (make_state() | {"ema": make_state()["params"]}, "ema: not in this checkpoint, which has params, train"),
+        (make_state(ema=make_state().params), "ema: not in this checkpoint, which has params, train"),
     ],
 )
 def test_another_tree_is_refused_with_its_difference(checkpoints, other, says):

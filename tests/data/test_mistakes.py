@@ -13,7 +13,7 @@ from lm.data import Jsonl, Phase, SentencePiece, prepare
 from lm.data.sources.files import stage
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
-from lm.evals.evaluate import evaluate
+from lm.evals.evaluate import Validation
 from lm.objectives import CausalLM
 from tests.data.conftest import sample_texts
 from tests.data.prepare.test_prepare import make  # noqa: F401
@@ -89,6 +89,15 @@ def test_errors_are_skipped_in_files_whose_names_are_no_utf8(make, tmp_path):  #
 def test_a_validation_store_that_changed_is_not_evaluated(make, tmp_path):  # noqa: F811
     opened = prepare(corpus(make, tmp_path, validation_fraction=0.3), progress=False, log=lambda line: None)
     os.truncate(opened.validation["m"].path / "tokens-00000.bin", 10)
-    sizes = dict(seq_len=8, batch_size=1, vocab_size=opened.tokenizer.vocab_size, max_batches=0)
+    validation = Validation(
+        score=None,
+        corpus=opened,
+        objective=CausalLM(),
+        seq_len=8,
+        batch_size=8,
+        vocab_size=opened.tokenizer.vocab_size,
+        max_batches=0,
+        sharding=None,
+    )
     with pytest.raises(UserError, match="changed under a live run"):
-        evaluate(None, {}, opened, CausalLM(), **sizes, sharding=None)
+        validation({})

@@ -17,6 +17,7 @@ from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.optim import SGD, AdamW, Cosine
 from lm.training.setup import Setup
+from lm.training.state import State
 from tests.models.reference import random_params
 
 B, S, V = 8, 12, 98
@@ -60,12 +61,11 @@ def batch(seed: int) -> dict[str, np.ndarray]:
     return {"tokens": tokens}
 
 
-def start(setup: Setup, step: int = 0) -> dict:
+def start(setup: Setup, step: int = 0) -> State:
     """Random parameters and an optimizer that has not seen any gradient, on the devices of `setup`."""
     state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), setup.abstract_state)
-    state["step"] = np.asarray(step, np.int32)
-    for name in state.keys() & {"params", "ema"}:
-        state[name] = random_params(setup.config.model)
+    params, ema = random_params(setup.config.model), None if state.ema is None else random_params(setup.config.model)
+    state = state._replace(step=np.asarray(step, np.int32), params=params, ema=ema)
     return put(state, jax.tree.map(lambda a: a.sharding, setup.abstract_state))
 
 
@@ -75,7 +75,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    states: list[dict]  # in numpy: at the start and after each step
+    states: list[State]  # in numpy: at the start and after each step
     metrics: list[dict]
 
 

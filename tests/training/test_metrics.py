@@ -6,7 +6,7 @@ from lm import hardware
 from lm.models.cost import FlopsPerToken
 from lm.training import metrics
 from lm.training.log import Log, duration
-from lm.training.metrics import Timer, utilisation
+from lm.training.metrics import Clock, utilisation
 
 
 def test_utilisation_follows_palm_in_both_conventions():
@@ -25,18 +25,29 @@ def test_more_than_the_peak_is_an_error():
         utilisation(FlopsPerToken(1e12, 1e12), 1e6, "TPU v4", 1)
 
 
-def test_paused_time_does_not_count(monkeypatch):
+def test_time_is_told_by_phase_and_evaluations_and_saves_are_no_training(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    timer = Timer()
+    clock = Clock()
     now[0] += 3.0
-    with timer.paused():
-        now[0] += 50.0
+    for name, seconds in (("data", 2.0), ("eval", 50.0), ("data", 0.5), ("save", 7.0)):
+        assert clock.now[0] is None
+        with clock.phase(name):
+            assert clock.now == (name, now[0])
+            now[0] += seconds
     now[0] += 4.0
-    assert timer.seconds() == 7.0
-    timer.restart()
+    assert clock.training() == 9.5
+    assert (clock.spent("data"), clock.spent("eval"), clock.spent("step")) == (2.5, 50.0, 0.0)
+    clock.restart()
     now[0] += 2.0
-    assert timer.seconds() == 2.0
+    assert (clock.training(), clock.spent("data")) == (2.0, 0.0)
+
+
+def test_a_phase_ends_with_the_error_that_ends_it():
+    clock = Clock()
+    with pytest.raises(KeyError), clock.phase("save"):
+        raise KeyError
+    assert clock.now[0] is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (187, "3:07"), (7509, "2:05:09")])

@@ -45,10 +45,12 @@ def test_initial_state_is_the_abstract_one_with_values_and_the_same_on_any_mesh(
         assert (real.shape, real.dtype) == (planned.shape, planned.dtype), path
         assert real.sharding.is_equivalent_to(planned.sharding, real.ndim), path
     assert_equal(jax.tree.map(np.array, sharded), jax.tree.map(np.array, single))
-    assert_equal(sharded["ema"], sharded["params"])
-    assert int(sharded["step"]) == 0 and all((np.asarray(x) == 0).all() for x in jax.tree.leaves(sharded["opt"]))
+    assert_equal(sharded.ema, sharded.params)
+    assert int(sharded.step) == 0 and all((np.asarray(x) == 0).all() for x in jax.tree.leaves(sharded.opt))
     # The arithmetic of `device_bytes` is what a device holds.
-    held = {k: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(v)) for k, v in sharded.items()}
+    held = {
+        k: sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(v)) for k, v in sharded._asdict().items()
+    }
     planned = device_bytes(dataclasses.replace(CONFIG, mesh=MESH), 8)
     assert (planned.params, planned.optimizer, planned.ema) == (held["params"], held["opt"], held["ema"])
     assert planned.gradients == planned.params and planned.total == sum(held.values()) - 4 + planned.gradients
@@ -56,7 +58,7 @@ def test_initial_state_is_the_abstract_one_with_values_and_the_same_on_any_mesh(
 
 
 def test_parameters_are_cut_where_the_rules_say():
-    spec = lambda *path: functools.reduce(lambda t, k: t[k], path, setup().abstract_state["params"]).sharding.spec
+    spec = lambda *path: functools.reduce(lambda t, k: t[k], path, setup().abstract_state.params).sharding.spec
     assert tuple(spec("layers", "attn", "q")) == (None, "fsdp", "tensor", None)
     assert tuple(spec("embed", "table")) == ("tensor", "fsdp")
     assert tuple(spec("norm", "scale")) == (None,)
@@ -66,7 +68,7 @@ def test_parameters_are_cut_where_the_rules_say():
 def test_score_on_a_mesh_is_that_of_the_objective_on_one_device():
     s = setup()
     token_bytes = np.arange(V, dtype=np.int32)
-    params = start(s)["params"]
+    params = start(s).params
     score = s.score(params, put(batch(0), s.batch_shardings), token_bytes)
     alone = jax.jit(
         lambda params, b: CONFIG.objective.score(

@@ -9,6 +9,7 @@ import pytest
 
 from lm.mesh import Mesh
 from lm.optim import Constant
+from lm.training.state import State
 from tests.models import reference
 from tests.models.reference import random_params
 from tests.tolerances import assert_close, assert_equal
@@ -57,7 +58,7 @@ def test_parameters_move_by_lr_against_the_gradient():
     r = run("llama")
     for before, after, m in zip(r.states, r.states[1:], r.metrics):
         step = jax.tree.map(lambda t: m["lr"] * t, trace(after))  # noqa: B023, called at once
-        assert_close(after["params"], jax.tree.map(np.subtract, before["params"], step))
+        assert_close(after.params, jax.tree.map(np.subtract, before.params, step))
     gradient = jax.tree.map(lambda new, old: new - 0.9 * old, trace(r.states[2]), trace(r.states[1]))
     for g, m in zip((trace(r.states[1]), gradient), r.metrics):
         assert_close(m["grad_norm"], norm(g))
@@ -73,17 +74,17 @@ def test_clipping_scales_the_gradient_to_the_norm_and_reports_it_unclipped():
 
 def test_ema_is_the_mean_of_the_parameters_with_exponential_weights():
     states = run("llama").states
-    ema = states[0]["params"]
+    ema = states[0].params
     for state in states[1:]:
-        ema = jax.tree.map(lambda e, p: 0.8 * e + 0.2 * p, ema, state["params"])
-        assert_close(state["ema"], ema)
+        ema = jax.tree.map(lambda e, p: 0.8 * e + 0.2 * p, ema, state.params)
+        assert_close(state.ema, ema)
 
 
 def test_lr_is_that_of_the_schedule_and_steps_are_counted():
     r = run("llama", steps=4)
     cosine = [0.1 + 0.9 * (1 + np.cos(np.pi * t / 8)) / 2 for t in (0, 1)]  # 2 steps of warm-up, then 8
     np.testing.assert_allclose([m["lr"] for m in r.metrics], [0.15, 0.3, 0.3 * cosine[0], 0.3 * cosine[1]], rtol=1e-6)
-    assert [int(s["step"]) for s in r.states] == [0, 1, 2, 3, 4]
+    assert [int(s.step) for s in r.states] == [0, 1, 2, 3, 4]
 
 
 def test_bfloat16_computes_near_float32_and_keeps_the_state_in_float32():
@@ -113,10 +114,10 @@ def test_dropout_is_drawn_from_the_step_and_the_old_state_is_given_up():
     assert norm(jax.tree.map(np.subtract, later, first)) > 0.1 * norm(first)
 
 
-def trace(state: dict) -> dict:
+def trace(state: State) -> dict:
     """The momentum in SGD's state."""
     is_trace = lambda x: isinstance(x, optax.TraceState)
-    (found,) = filter(is_trace, jax.tree.leaves(state["opt"], is_leaf=is_trace))
+    (found,) = filter(is_trace, jax.tree.leaves(state.opt, is_leaf=is_trace))
     return found.trace
 
 

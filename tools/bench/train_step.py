@@ -125,9 +125,8 @@ def jax_worker(size: dict, overrides: str):
             "mlp": {"up": stack("mlp.c_fc", d, 4 * d), "down": stack("mlp.c_proj", 4 * d, d)},
         },
     }
-    state["params"] = jax.device_put(
-        _merged(state["params"], new), jax.tree.map(lambda a: a.sharding, setup.abstract_state["params"])
-    )
+    shardings = jax.tree.map(lambda a: a.sharding, setup.abstract_state.params)
+    state = state._replace(params=jax.device_put(_merged(state.params, new), shardings))
 
     def step(tokens: np.ndarray) -> float:
         nonlocal state
