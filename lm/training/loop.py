@@ -175,6 +175,7 @@ class Run:
             versions=versions(),
         )
         found = perplexity.total(evaluation or {})
+        self.log.flush()
         self.checkpoints.save(step, state, meta, found.record() if found.tokens else None)
 
 

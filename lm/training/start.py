@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
 from lm.objectives.base import ids_of_no_text
 from lm.training.setup import Setup
-from lm.workdir import IMPORTED
+from lm.workdir import Workdir
 
 
 def initial_state(config: Config, setup: Setup) -> dict:
@@ -47,22 +46,22 @@ def prepare_once(config: Config) -> Corpus:
     return corpus if first else prepare(config.data)
 
 
-def check_workdir(workdir: Path) -> None:
+def check_workdir(workdir: Workdir) -> None:
     """An imported model has no optimizer state to go on from."""
-    if (workdir / IMPORTED).is_dir():
+    if workdir.is_imported():
         raise UserError(
             f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
             f"start from it with train.init_from={workdir}"
         )
 
 
-def tokenizer_of_weights(config: Config, workdir: Path) -> Tokenizer | None:
+def tokenizer_of_weights(config: Config, workdir: Workdir) -> Tokenizer | None:
     """That of the weights a new run begins with; None where it begins with none, goes on and needs them no more, or
     they came without. UserError where the weights are not there, before a corpus is made."""
     folder = config.train.init_from
     if folder is None or _has_checkpoint(workdir):
         return None
-    if not (Path(folder) / "checkpoints").is_dir():
+    if not Workdir.of(folder, "train.init_from").has_checkpoints():
         raise UserError(
             f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there; name a --workdir that "
             "was trained, or one of `lm import-hf`"
@@ -86,8 +85,8 @@ def check_same_ids(config: Config, of_weights: Tokenizer | None, tokenizer: Toke
         )
 
 
-def _has_checkpoint(workdir: Path) -> bool:
-    if not (workdir / "checkpoints").is_dir():
+def _has_checkpoint(workdir: Workdir) -> bool:
+    if not workdir.has_checkpoints():
         return False
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         return checkpoints.latest() is not None

@@ -28,15 +28,15 @@ from lm.training.start import (
     prepare_once,
     tokenizer_of_weights,
 )
-from lm.workdir import CONFIG_FILE, lock
+from lm.workdir import Workdir, write
 
 
-def train(resolved: Resolved, workdir: str | Path) -> Result:
+def train(resolved: Resolved, workdir: str | Path | Workdir) -> Result:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` if there is one. The same call resumes."""
-    config, workdir, began = resolved.config, Path(workdir), time.perf_counter()
+    config, workdir, began = resolved.config, Workdir.of(workdir), time.perf_counter()
     check_task(config)
     check_workdir(workdir)
-    with lock(workdir):
+    with workdir.open():
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = background(tensorflow)
         of_weights = tokenizer_of_weights(config, workdir)
@@ -60,7 +60,7 @@ def train(resolved: Resolved, workdir: str | Path) -> Result:
         stream.check_epochs(step=start or 0, examples_seen=examples_seen, steps=config.train.steps, ramp=ramp)
         log = Log(workdir, total_steps=config.train.steps, start_step=start or 0, active=distributed.is_main())
         if distributed.is_main():
-            (workdir / CONFIG_FILE).write_text(resolved.to_json())
+            write(workdir.config, resolved.to_json())
         try:
             state = initial_state(config, setup) if start is None else checkpoints.restore(start, setup.abstract_state)
             compiled = steps[ramp.shape(examples_seen)]

@@ -14,11 +14,11 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from lm import distributed
 from lm.checkpoint import Checkpoints
@@ -27,6 +27,7 @@ from lm.data.inspect.provenance import passing_over
 from lm.data.stream.batches import Shape
 from lm.errors import UserError
 from lm.training.log import Log
+from lm.workdir import write
 
 EMPTY_STEPS = 16  # in a row without a target, after which a run stops
 WINDOW = 128
@@ -69,12 +70,12 @@ class Spikes:
         return found
 
 
-def write_provenance(path: Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
+def write_provenance(path: epath.Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
     """A JSON file of `what` and of the rows of ids `first` to `stop` - 1: source, documents, offsets."""
     rows = [
         row._asdict() | {"pieces": [p._asdict() for p in row.pieces]} for row in stream.where(np.arange(first, stop))
     ]
-    path.write_text(json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
+    write(path, json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
 
 
 class NonFiniteLoss(UserError):
@@ -144,9 +145,9 @@ class LossWatch:
                     "its limits"
                 )
 
-    def report(self, kind: str, done: Done, metrics: dict[str, np.ndarray], **more: float) -> Path:
+    def report(self, kind: str, done: Done, metrics: dict[str, np.ndarray], **more: float) -> epath.Path:
         """Writes the documents of a batch to the run's folder."""
-        path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step + 1}.json"
+        path = self.checkpoints.workdir.report(kind, done.step + 1)
         if distributed.is_main():
             passed = passing_over(self.stream, self.exclude, done.first, done.stop)
             read = {name: float(metrics[name]) for name in ("loss", "grad_norm", "lr")}
