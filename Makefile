@@ -1,8 +1,9 @@
 # Needs nothing beforehand but make and a Python (3.11 or newer) that has venv. Everything lives in .venv.
 PYTHON ?= python3
 WORKERS ?= 2
-# Extras installed beside the core. hf is torch and transformers, the reference of tests: EXTRAS=dev skips those tests.
-EXTRAS ?= dev,hf
+# Extras installed beside the core. hf is torch and transformers, the reference of tests, and gcs the clients of gs://:
+# EXTRAS=dev skips those tests.
+EXTRAS ?= dev,hf,gcs
 # Passed on: `make test ARGS="-k rope"`, `make constraints ARGS=--upgrade`.
 ARGS ?=
 
@@ -17,13 +18,13 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 help:
 	@echo "make quickstart   train, evaluate and sample from a small model on this machine"
-	@echo "make test         run the tests but the slow ones; EXTRAS=dev leaves out torch and the tests that need it"
+	@echo "make test         run the tests but the slow ones; EXTRAS=dev leaves out torch, gcsfs and the tests that need them"
 	@echo "make test-slow    run the slow ones: whole runs in processes of their own, killed ones, imports of every model"
 	@echo "make durations    run all tests and store how long each file takes, by which they are scheduled"
 	@echo "make lint type    check style and types"
 	@echo "make format       rewrite the code in the project's style"
 	@echo "make bench        run every benchmark in tools/bench"
-	@echo "make install      make .venv only; EXTRAS=dev,hf,eval,launch chooses what goes in"
+	@echo "make install      make .venv only; EXTRAS=dev,hf,gcs,eval chooses what goes in"
 	@echo "make constraints  pin the newest versions that pyproject.toml admits (ARGS=--upgrade to move all)"
 	@echo "make clean        remove .venv and caches; runs/ stays"
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# One client for gs:// in all of the process, chosen before a path is used: gcsfs, where it is installed. `etils.epath`
+# would take TensorFlow's file system, since TensorFlow is there. Commands that need none of it would wait seconds for
+# its import, its errors are no OSError, and it talks to Google alone, so that no test can be run against it.
+if importlib.util.find_spec("gcsfs") is not None:
+    os.environ.setdefault("EPATH_USE_TF", "0")
 
 if TYPE_CHECKING:
     from lm.config import Config

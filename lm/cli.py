@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lm import errors
@@ -80,11 +79,11 @@ def _eval(args: argparse.Namespace) -> int:
     from lm.data import open_corpus
     from lm.evals import report
     from lm.evals.evaluate import Validation
-    from lm.workdir import CONFIG_FILE
+    from lm.workdir import Workdir
 
-    stored = Path(args.workdir) / CONFIG_FILE
-    if stored.is_file():
-        resolved = config.Resolved.from_json(stored.read_text(), str(stored))
+    workdir = Workdir.of(args.workdir)
+    if (stored := workdir.read_config()) is not None:
+        resolved = config.Resolved.from_json(stored, str(workdir.config))
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
     restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
@@ -283,24 +282,25 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         return p
 
     recipe = "a recipe: path of a .py file, or its name in configs/"
+    run_folder = "folder of the run, or its gs:// address"
     override = "config values, as optim.lr=1e-3 or optim=Lion(lr=1e-4)"
 
     p = command("train", _train, "train a recipe; the same command resumes")
     p.add_argument("recipe", help=recipe)
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
-    p.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, config")
+    p.add_argument("--workdir", required=True, help=f"{run_folder}: checkpoints, metrics, config")
     p.add_argument("--distributed", action="store_true", help="one of many processes, found by JAX (TPU pod, Slurm)")
     p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with the next two")
     p.add_argument("--num-processes", type=int)
     p.add_argument("--process-id", type=int)
 
     p = command("eval", _eval, "loss and perplexity of a run on its validation data, and bits per byte of a decoder")
-    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("workdir", help=run_folder)
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
 
     p = command("generate", _generate, "continue prompts with a run's model, or give its encoder texts to read")
-    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("workdir", help=run_folder)
     p.add_argument("prompts", nargs="*", help="one or more; none: standard input")
     p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
     p.add_argument("--max-new-tokens", type=int, default=128)
@@ -333,7 +333,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("--rows", type=int, default=4, help="how many of the batch (default: %(default)s)")
 
     p = command("where", _data_where, "source, epoch, window, documents and tokens of the rows of a run", of="data")
-    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("workdir", help=run_folder)
     p.add_argument("--step", type=int, required=True, help=step)
     p.add_argument("--rows", type=int, help="how many of the batch (default: all)")
 
@@ -350,18 +350,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
     p = command("import-hf", _import_hf, "make a run of a Hugging Face model folder")
     p.add_argument("folder", help="a folder with config.json and safetensors or pytorch_model.bin")
-    p.add_argument("workdir", help="folder of the run to make")
+    p.add_argument("workdir", help=f"{run_folder}, to make")
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
 
     p = command("export-hf", _export_hf, "write a run as a folder that transformers loads")
-    p.add_argument("workdir", help="folder of the run")
+    p.add_argument("workdir", help=run_folder)
     p.add_argument("folder", help="folder to make")
     p.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
     p.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as imported, else float32)")
     p.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
 
     p = command("describe", _describe, "the resolved config, its size and its cost, without running it")
-    p.add_argument("target", help="a recipe, or the folder of a run")
+    p.add_argument("target", help=f"a recipe, or the {run_folder}")
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help=override)
     p.add_argument("--devices", type=int, help="devices to lay it out on (default: the fewest that fit the mesh)")
     return parser, commands

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lm import codec
 from lm import config as configs
@@ -13,7 +12,7 @@ from lm.mesh import layout
 from lm.models import base as models
 from lm.models import cost
 from lm.training.memory import device_bytes
-from lm.workdir import CONFIG_FILE
+from lm.workdir import Workdir
 
 
 def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None = None) -> str:
@@ -51,10 +50,13 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
 
 
 def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
-    stored = Path(target) / CONFIG_FILE
-    if not stored.is_file():
-        return configs.resolve(target, overrides)
-    return configs.overridden(Resolved.from_json(stored.read_text(), str(stored)), overrides)
+    workdir = Workdir.of(target)
+    stored = workdir.read_config()
+    if stored is not None:
+        return configs.overridden(Resolved.from_json(stored, str(workdir.config)), overrides)
+    if workdir.is_remote:
+        raise UserError(f"{workdir}: expected the folder of a run, got no {workdir.config.name} there")
+    return configs.resolve(target, overrides)
 
 
 def _values(resolved: Resolved) -> list[str]:

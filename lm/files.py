@@ -48,11 +48,18 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, log: Log, *, shared: bool = False, what: str = "prepares this folder") -> Iterator[None]:
+def locked(
+    path: Path,
+    log: Log = print,
+    *,
+    shared: bool = False,
+    what: str = "prepares this folder",
+    refusal: Callable[[str], str] | None = None,
+) -> Iterator[None]:
     """Waits for the process that holds the file. The kernel frees it when that one ends, however it ends.
 
-    shared: together with others that share it. what: they do. UserError for a file system without locks, and where the
-    file cannot be written.
+    shared: together with others that share it. what: they do. refusal: says to a UserError who holds it, instead of
+    waiting. UserError for a file system without locks, and where the file cannot be written.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -67,7 +74,10 @@ def locked(path: Path, log: Log, *, shared: bool = False, what: str = "prepares 
             fcntl.flock(f, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            log(f"{path}: waiting for process {f.read().strip() or '?'}, which {what}")
+            holder = f.read().strip() or "?"
+            if refusal is not None:
+                raise UserError(refusal(holder)) from None
+            log(f"{path}: waiting for process {holder}, which {what}")
             fcntl.flock(f, kind)
         except OSError as e:
             raise UserError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+from etils import epath
 
 from lm import config as configs
 from lm.checkpoint import Checkpoints, Meta
@@ -22,7 +23,7 @@ from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
 from lm.models import Words
 from lm.training.setup import Setup, compute_dtype
-from lm.workdir import CONFIG_FILE, IMPORTED
+from lm.workdir import Workdir
 
 if TYPE_CHECKING:
     from lm.generation import Generator
@@ -38,7 +39,7 @@ class Run:
     setup: Setup
     params: dict
     tokenizer: Any  # lm.data.Tokenizer, which of an imported model is not literal; None: its folder had none
-    imported: Path | None = None  # what an import keeps of its folder
+    imported: epath.Path | None = None  # what an import keeps of its folder
 
     @property
     def config(self) -> Config:
@@ -74,7 +75,7 @@ class Run:
         )
 
 
-def _says(folder: Path, config: Config) -> tuple[Search, int]:
+def _says(folder: epath.Path, config: Config) -> tuple[Search, int]:
     """What the files of an imported model say: how it searches and what ends a text, and what a decoder over an encoder
     reads first. Ids that they do not name are those of the objective, which an import fills in."""
     from lm.generation.defaults import decoder_start, generation_defaults
@@ -123,16 +124,18 @@ class _Imported:
 
 
 def restore(
-    workdir: str | Path,
+    workdir: str | Path | Workdir,
     *,
     step: int | None = None,
     overrides: Sequence[str] = (),
     mesh: jax.sharding.Mesh | None = None,
 ) -> Run:
-    """The run in `workdir` at `step` (default: the latest), on `mesh` (default: one that fits the devices here).
+    """The run in `workdir` (folder or address) at `step` (default: the latest), on `mesh` (default: one that fits the
+    devices here).
 
     Needs nothing but the folder: config and tokenizer come out of the checkpoint.
     """
+    workdir = Workdir.of(workdir)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -145,8 +148,7 @@ def restore(
         resolved = configs.overridden(resolved, overrides)
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
         params = checkpoints.restore_params(step, setup.abstract_state.params)
-        imported = checkpoints.folder.parent / IMPORTED
-        kept = imported if imported.is_dir() else None
+    kept = workdir.imported if workdir.is_imported() else None
     tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=kept is None) if meta.tokenizer else None
     return Run(resolved, step, setup, params, tokenizer, kept)
 
@@ -160,28 +162,28 @@ class Position(NamedTuple):
     metas: list[Meta]
 
 
-def position(workdir: str | Path, step: int) -> Position:
+def position(workdir: str | Path | Workdir, step: int) -> Position:
     """After `step` steps of the run in `workdir`, by the checkpoints before and after, and else by its config.
 
     UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step. Nor
     do they tell then how large the batch is that begins at the first of them.
     """
-    workdir = Path(workdir)
+    workdir = Workdir.of(workdir)
     if not 0 <= step <= MAX_STEP:
         raise UserError(f"--step: expected 0 to {MAX_STEP}, got {step}")
-    if (workdir / IMPORTED).is_dir():
+    if workdir.is_imported():
         raise UserError(f"{workdir}: expected a run that was trained here, got an imported model, which read no data")
-    stored = workdir / CONFIG_FILE
-    if not stored.is_file():
-        raise UserError(f"{workdir}: expected the --workdir of a training run, got no {CONFIG_FILE} there")
+    stored = workdir.read_config()
+    if stored is None:
+        raise UserError(f"{workdir}: expected the --workdir of a training run, got no {workdir.config.name} there")
     metas: dict[int, Meta] = {}
-    if (workdir / "checkpoints").is_dir():
+    if workdir.has_checkpoints():
         with contextlib.closing(Checkpoints(workdir)) as checkpoints:
             steps = checkpoints.steps()
             around = [*[s for s in steps if s <= step][-1:], *[s for s in steps if s > step][:1]]
             metas = {s: checkpoints.meta(s) for s in around}
     later = next((s for s in metas if s > step), None)
-    text, at = (stored.read_text(), stored) if later is None else (metas[later].config, f"{workdir}: step {later}")
+    text, at = (stored, workdir.config) if later is None else (metas[later].config, f"{workdir}: step {later}")
     config = Resolved.from_json(text, str(at)).config
     began = next((s for s in metas if s <= step), 0)
     seen = metas[began].examples_seen if began in metas else 0

@@ -18,8 +18,8 @@ LAYERS = (
     {"errors"},
     {"codec", "files", "mesh", "distributed", "hardware", "compilation"},
     {"workdir", "sharding"},
-    {"nn"},
-    {"models", "data", "optim", "checkpoint"},
+    {"nn", "checkpoint"},
+    {"models", "data", "optim"},
     {"objectives", "generation", "lora"},
     {"hf"},
     {"evals"},
@@ -60,7 +60,7 @@ NNX_PLACES = {
 MOST_FILES, MOST_LINES = 22, 400
 ONE_FILE_A_FAMILY = {"lm/models", "lm/hf/families"}  # may hold more files
 
-READS_ENVIRONMENT = {"lm/distributed.py", "lm/data/tf.py"}
+READS_ENVIRONMENT = {"lm/__init__.py", "lm/distributed.py", "lm/data/tf.py"}
 
 
 @functools.cache
@@ -172,7 +172,7 @@ def test_data_never_meets_models_and_models_never_meet_data():
     for path in LM:
         used = {imported.split(".")[1] for _, imported in imports(path) if imported.startswith("lm.")}
         if unit(path) == "data":
-            assert used <= {"data", "errors", "files"}, name(path)
+            assert used <= {"data", "errors", "files", "workdir", "checkpoint"}, name(path)
         if unit(path) == "models":
             assert used <= {"models", "nn", "sharding", "errors"}, name(path)
 

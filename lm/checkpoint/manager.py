@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lm.checkpoint.compare import WAY_OUT, compare, shapes_of
 from lm.checkpoint.meta import Meta
 from lm.checkpoint.policy import preservation
 from lm.errors import UserError
+from lm.workdir import Workdir
 
 # Orbax warns about every tree restored onto other devices, which is what restoring is for.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -30,10 +32,13 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints of one run folder. `policy` None opens it for reading only."""
 
-    def __init__(self, workdir: str | Path, policy: Any = None):
-        self.folder = epath.Path(workdir).resolve() / "checkpoints"
-        if policy is None and not self.folder.is_dir():
-            raise UserError(f"{workdir}: no checkpoints here; expected the --workdir of a training run")
+    def __init__(self, workdir: str | Path | Workdir, policy: Any = None):
+        self.workdir = Workdir.of(workdir)
+        if policy is None and not self.workdir.has_checkpoints():
+            raise UserError(f"{self.workdir}: no checkpoints here; expected the --workdir of a training run")
+        # Orbax takes no relative path; the absolute one of an address would be a local path.
+        folder = self.workdir.checkpoints
+        self.folder = folder if self.workdir.is_remote else epath.Path(os.path.abspath(folder))
         options = ocp.CheckpointManagerOptions(read_only=True)
         if policy is not None:
             options = ocp.CheckpointManagerOptions(preservation_policy=preservation(policy), max_to_keep=None)

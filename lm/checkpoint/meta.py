@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 from typing import Any
+
+from lm.workdir import Workdir
+
+COMMITTED = "commit_success.txt"  # what Orbax writes last in a store, where it cannot rename a whole folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,3 +28,15 @@ class Meta:
     @classmethod
     def decode(cls, tree: dict[str, Any]) -> Meta:
         return cls(**(tree | {"tokenizer": base64.b64decode(tree["tokenizer"])}))
+
+
+def latest_meta(workdir: Workdir) -> Meta | None:
+    """What stands beside the arrays of the latest finished step, read without Orbax; None where none is finished."""
+    if not workdir.has_checkpoints():
+        return None
+    steps = sorted((p for p in workdir.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for step in reversed(steps):
+        meta = step / "meta" / "metadata"
+        if meta.exists() and (not workdir.is_remote or (step / COMMITTED).exists()):
+            return Meta.decode(json.loads(meta.read_bytes()))
+    return None

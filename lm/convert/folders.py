@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,9 +40,9 @@ from lm.nn.param import paths
 from lm.objectives import CausalLM
 from lm.optim import AdamW
 from lm.training.setup import Setup
-from lm.workdir import CONFIG_FILE, IMPORTED, versions
+from lm.workdir import Workdir, read_here, versions, write, written_here
 
-# In the folder `IMPORTED` of a run, beside the two JSON files of the model.
+# In the folder `imported` of a run, beside the two JSON files of the model.
 DTYPES_FILE = "dtypes.json"  # of each tensor, by its name in the folder
 UNUSED = "unused"  # a folder of tensors
 FREE = ("scan", "remat", "attention_block", "capacity_factor")  # of a model: how it runs, not what its weights are
@@ -68,14 +68,14 @@ class Imported:
         )
 
 
-def import_hf(folder: str | Path, workdir: str | Path, overrides: Sequence[str] = ()) -> Imported:
+def import_hf(folder: str | Path, workdir: str | Path | Workdir, overrides: Sequence[str] = ()) -> Imported:
     """Makes a run of a model folder, at step 0, with its weights on the mesh of all devices here.
 
     It is evaluated, generated from and exported as any run, and others start from it by `train.init_from=WORKDIR`.
     overrides: of the run's config, which says what the folder cannot: data, objective, mesh. Without a mesh among them
     it is one that fits, as in `lm.restore`.
     """
-    workdir = Path(workdir)
+    workdir = Workdir.of(workdir)
     _check_new(workdir)
     with open_folder(folder) as opened:
         tokenizer = _tokenizer(opened.folder)
@@ -93,11 +93,12 @@ def import_hf(folder: str | Path, workdir: str | Path, overrides: Sequence[str] 
             data={},
             versions=versions(),
         )
-        with write_folder(workdir) as target:
-            _keep(opened, target / IMPORTED)
-            (target / CONFIG_FILE).write_text(resolved.to_json())
+        with _made_whole(workdir) as target:
+            with written_here(target.imported) as kept:
+                _keep(opened, kept)
             with contextlib.closing(Checkpoints(target, resolved.config.checkpoint)) as checkpoints:
                 checkpoints.save_params(0, params, meta)
+            write(target.config, resolved.to_json())
         n = sum(leaf.size for leaf in jax.tree.leaves(params))
         return Imported(
             model=type(opened.model).__name__,
@@ -110,7 +111,7 @@ def import_hf(folder: str | Path, workdir: str | Path, overrides: Sequence[str] 
 
 
 def export_hf(
-    workdir: str | Path,
+    workdir: str | Path | Workdir,
     folder: str | Path,
     *,
     step: int | None = None,
@@ -121,13 +122,15 @@ def export_hf(
     the name of the class. dtype: of the weights; None: of each as it was imported, else float32."""
     if dtype is not None and dtype not in export.DTYPES:
         raise UserError(f"--dtype: expected one of {', '.join(export.DTYPES)}, got {dtype!r}")
-    if Path(workdir).resolve().is_relative_to(Path(folder).resolve()):
+    workdir = Workdir.of(workdir)
+    if "://" in str(folder):
+        raise UserError(f"{folder}: expected a local folder to write, got an address; export to one and copy it there")
+    if not workdir.is_remote and Path(workdir.path).resolve().is_relative_to(Path(folder).resolve()):
         raise UserError(f"{folder}: expected a folder of its own, got one around the run {workdir}; give another")
     run = runs.restore(workdir, step=step)
     flat = paths(run.params)
     shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    imported = Path(workdir) / IMPORTED
-    kept = _read_kept(imported) if imported.is_dir() else _made_here(run.config, shapes)
+    kept = _read_kept(workdir) if workdir.is_imported() else _made_here(run.config, shapes)
     kept = kept if dtype is None else kept.cast(dtype)
     export.write_model(
         folder,
@@ -176,8 +179,22 @@ class _Kept(NamedTuple):
         return _Kept(config | {"dtype": dtype}, self.generation, dict.fromkeys(self.dtypes, to), unused)
 
 
+@contextlib.contextmanager
+def _made_whole(workdir: Workdir) -> Iterator[Workdir]:
+    """A new run to write: a local one has its name when it is complete. One in a store has it at once, but without a
+    finished checkpoint it is none; after an error its objects go."""
+    if not workdir.is_remote:
+        with write_folder(workdir.path) as temporary:
+            yield Workdir.of(temporary)
+        return
+    try:
+        yield workdir
+    except BaseException:
+        workdir.path.rmtree(missing_ok=True)
+        raise
+
+
 def _keep(opened: Opened, folder: Path) -> None:
-    folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(opened.config, indent=2))
     if opened.generation is not None:
         (folder / GENERATION_CONFIG).write_text(json.dumps(opened.generation, indent=2))
@@ -187,14 +204,15 @@ def _keep(opened: Opened, folder: Path) -> None:
         write_tensors(folder / UNUSED, unused.items(), infos={n: (x.shape, x.dtype) for n, x in unused.items()})
 
 
-def _read_kept(folder: Path) -> _Kept:
-    generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
-    dtypes = {name: np.dtype(jnp.dtype(dtype)) for name, dtype in read_json(folder / DTYPES_FILE).items()}
-    unused: dict[str, np.ndarray] = {}
-    if (folder / UNUSED).is_dir():
-        with open_tensors(folder / UNUSED) as tensors:
-            unused = {name: tensors.read(name) for name in tensors.names()}
-    return _Kept(read_json(folder / CONFIG), generation, dtypes, unused)
+def _read_kept(workdir: Workdir) -> _Kept:
+    with read_here(workdir.imported) as folder:
+        generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
+        dtypes = {name: np.dtype(jnp.dtype(dtype)) for name, dtype in read_json(folder / DTYPES_FILE).items()}
+        unused: dict[str, np.ndarray] = {}
+        if (folder / UNUSED).is_dir():
+            with open_tensors(folder / UNUSED) as tensors:
+                unused = {name: tensors.read(name) for name in tensors.names()}
+        return _Kept(read_json(folder / CONFIG), generation, dtypes, unused)
 
 
 def _made_here(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> _Kept:
@@ -234,11 +252,11 @@ def _setup(resolved: Resolved) -> Setup:
     return Setup.make(resolved.config, mesh)
 
 
-def _check_new(workdir: Path) -> None:
-    if (workdir / CONFIG_FILE).exists() or (workdir / "checkpoints").exists():
+def _check_new(workdir: Workdir) -> None:
+    if workdir.has_checkpoints() or workdir.read_config() is not None:
         raise UserError(f"{workdir}: expected a new folder, got one with a run in it; take another, or remove it first")
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        got = "one with files in it" if workdir.is_dir() else "a file"
+    if not workdir.is_new():
+        got = "one with files in it" if workdir.path.is_dir() else "a file"
         raise UserError(f"{workdir}: expected a new or empty folder, got {got}; take another")
 
 

@@ -25,7 +25,8 @@ INCOMPLETE = "\ufffd"  # what a decoder writes for a character whose bytes are s
 class Tokenizer(Protocol):
     """`decode` of the first ids of a text is the start of its `decode`, but for an incomplete last character."""
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from lm.files import write_atomic
+from lm.training.uploads import Uploads
+from lm.workdir import Workdir
+
 
 class Log:
     """Writes a record to metrics.jsonl, TensorBoard and the terminal. On other processes than the first it is silent.
 
-    A resumed run drops the records after the step it resumes from, so the file reads as one run.
+    The files are touched by the first record, which drops those after the step that the run resumes from, so that they
+    read as one run: a run that is refused, or that dies before, leaves them as they were. How they are kept in a store
+    says `lm.training.uploads`.
     """
 
-    def __init__(self, workdir: Path, *, total_steps: int, start_step: int, active: bool = True):
+    def __init__(self, workdir: Workdir | str | Path, *, total_steps: int, start_step: int, active: bool = True):
         self.active = active
         self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=not active)
+        self._workdir, self._start_step = Workdir.of(workdir), start_step
+        self._records: _Records | None = None
         self._progress: Progress | None = None
         if not active:
             return
-        path = workdir / "metrics.jsonl"
-        _truncate(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),
@@ -61,26 +64,62 @@ class Log:
         """The result of an evaluation."""
         if self.active:
             self._write(step, "eval", record)
+            self.flush()
             self.print(text)
 
     def print(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def flush(self) -> None:
+        """Returns when all records are where the run is kept. Before a checkpoint is saved, so that those up to it,
+        which a resumed run does not write again, are there when it is."""
+        if self._records is not None:
+            self._records.flush()
+
     def close(self) -> None:
         if not self.active:
             return
+        self.active = False
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
-        self._tensorboard.close()
-        self.active = False
+        if self._records is not None:
+            self._records.close()
 
     def _write(self, step: int, kind: str, record: dict[str, Any]) -> None:
+        if self._records is None:
+            self._records = _Records(self._workdir, self._start_step, self.print)
+        self._records.write(step, kind, record)
+
+
+class _Records:
+    """metrics.jsonl and the files of TensorBoard, without the records after `start_step`: written in the run's folder,
+    or beside it on this machine and uploaded."""
+
+    def __init__(self, workdir: Workdir, start_step: int, log: Callable[[str], None]):
+        self._uploads = Uploads(workdir, log) if workdir.is_remote else None
+        here = workdir if self._uploads is None else self._uploads.here
+        if self._uploads is not None and workdir.metrics.exists():
+            workdir.metrics.copy(here.metrics)
+        _truncate(Path(here.metrics), start_step)
+        self._file = open(here.metrics, "a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(here.tensorboard), purge_step=start_step + 1 if start_step else None)
+
+    def write(self, step: int, kind: str, record: dict[str, Any]) -> None:
         self._file.write(json.dumps({"kind": kind, "step": step} | record) + "\n")
         self._file.flush()
         for name, value in _scalars(record).items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         self._tensorboard.flush()
+
+    def flush(self) -> None:
+        if self._uploads is not None:
+            self._uploads.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+        if self._uploads is not None:
+            self._uploads.close()
 
 
 def _scalars(record: dict[str, Any], at: str = "") -> dict[str, float]:
@@ -103,9 +142,7 @@ def _truncate(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue  # the half line of a killed run
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, "".join(kept).encode())
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,6 @@ from lm.data import Corpus, Ramp, Stream
 from lm.data.stream.batches import Shape
 from lm.evals import perplexity
 from lm.evals.evaluate import Validation
-from lm.files import write_atomic
 from lm.models.cost import FlopsPerToken, flops_per_token
 from lm.training.log import Log
 from lm.training.metrics import Clock, utilisation
@@ -29,7 +28,7 @@ from lm.training.setup import Setup
 from lm.training.start import Start
 from lm.training.state import Position, State
 from lm.training.watch import Done, Observer, Watch
-from lm.workdir import CONFIG_FILE, versions
+from lm.workdir import versions, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Loop:
         distributed.barrier("start")  # no process refuses any more
         with contextlib.closing(Checkpoints(start.folder, config.checkpoint)) as self.checkpoints:
             if main:
-                write_atomic(start.folder / CONFIG_FILE, self.resolved.to_json().encode())
+                write(start.folder.config, self.resolved.to_json())
             self.log = Log(start.folder, total_steps=config.train.steps, start_step=at.step, active=main)
             self.watch = Watch(self.observers, self.stream, config.data.exclude, self.checkpoints, self.log)
             with contextlib.closing(self.log):
@@ -213,4 +212,5 @@ class Loop:
             versions=versions(),
         )
         found = perplexity.total(evaluation or {})
+        self.log.flush()
         self.checkpoints.save(at.step, state, meta, found.record() if found.tokens else None)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
 from lm.training.setup import Setup
 from lm.training.state import Position, State
-from lm.workdir import IMPORTED
+from lm.workdir import Workdir
 
 WAY_OUT = "set model to what it was made with"  # of weights that do not fit
 
@@ -34,16 +33,16 @@ class Start:
     writes is of a run that goes on.
     """
 
-    folder: Path
+    folder: Workdir
     position: Position
     meta: Meta | None
 
     @classmethod
-    def find(cls, folder: Path, setup: Setup, stream: Stream) -> Start:
+    def find(cls, folder: Workdir, setup: Setup, stream: Stream) -> Start:
         """What is in `folder`, compared with what the config makes: the order of the data and the trees of arrays.
         Raises UserError where they differ, and where the data ends before the run. Reads no array."""
         config, position, meta = setup.config, Position(), None
-        if (folder / "checkpoints").is_dir():
+        if folder.has_checkpoints():
             with contextlib.closing(Checkpoints(folder)) as stored:
                 if (step := stored.latest()) is not None:
                     meta = stored.meta(step)
@@ -95,7 +94,7 @@ def _weights(config: Config) -> Iterator[tuple[Checkpoints, int]]:
             raise UserError(f"train.init_from: {e}") from e
 
 
-def open_data(config: Config, folder: Path) -> Corpus:
+def open_data(config: Config, folder: Workdir) -> Corpus:
     """The corpus of a run, prepared where it is not yet, and compared with the model, the objective and the weights
     that the run in `folder` begins with. Raises UserError; before the corpus is made where that can be known."""
     of_weights = tokenizer_of_weights(config, folder)
@@ -115,22 +114,22 @@ def prepare_once(config: Config) -> Corpus:
     return corpus if first else prepare(config.data)
 
 
-def check_workdir(workdir: Path) -> None:
+def check_workdir(workdir: Workdir) -> None:
     """An imported model has no optimizer state to go on from."""
-    if (workdir / IMPORTED).is_dir():
+    if workdir.is_imported():
         raise UserError(
             f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
             f"start from it with train.init_from={workdir}"
         )
 
 
-def tokenizer_of_weights(config: Config, workdir: Path) -> Tokenizer | None:
+def tokenizer_of_weights(config: Config, workdir: Workdir) -> Tokenizer | None:
     """That of the weights a new run begins with; None where it begins with none, goes on and needs them no more, or
     they came without. UserError where the weights are not there, before a corpus is made."""
     folder = config.train.init_from
     if folder is None or _has_checkpoint(workdir):
         return None
-    if not (Path(folder) / "checkpoints").is_dir():
+    if not Workdir.of(folder, "train.init_from").has_checkpoints():
         raise UserError(
             f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there; name a --workdir that "
             "was trained, or one of `lm import-hf`"
@@ -154,8 +153,8 @@ def check_same_ids(config: Config, of_weights: Tokenizer | None, tokenizer: Toke
         )
 
 
-def _has_checkpoint(workdir: Path) -> bool:
-    if not (workdir / "checkpoints").is_dir():
+def _has_checkpoint(workdir: Workdir) -> bool:
+    if not workdir.has_checkpoints():
         return False
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         return checkpoints.latest() is not None

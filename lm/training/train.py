@@ -17,19 +17,20 @@ from lm.training.programs import Compiled, Programs, background
 from lm.training.setup import Setup
 from lm.training.start import Start, check_workdir, open_data
 from lm.training.watch import Finite, Spikes, Targets
-from lm.workdir import lock
+from lm.workdir import Workdir
 
 
-def train(resolved: Resolved, workdir: str | Path) -> Result:
+def train(resolved: Resolved, workdir: str | Path | Workdir) -> Result:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` if there is one. The same call resumes.
 
     Raises UserError for a run that cannot go on as asked, with its folder as it was: nothing is written before the
     loop, the corpus apart.
     """
-    config, folder, began = resolved.config, Path(workdir), time.perf_counter()
+    config, began = resolved.config, time.perf_counter()
     check_task(config)
+    folder = Workdir.of(workdir)
     check_workdir(folder)
-    with lock(folder):
+    with folder.open():
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = background(tensorflow)
         corpus = open_data(config, folder)

@@ -14,11 +14,11 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 
 from lm import distributed
 from lm.checkpoint import Checkpoints
@@ -28,6 +28,7 @@ from lm.data.stream.batches import Shape
 from lm.errors import UserError
 from lm.training.log import Log
 from lm.training.state import Position
+from lm.workdir import write
 
 EMPTY_STEPS = 16  # in a row without a target, after which a run stops
 WINDOW = 128
@@ -44,12 +45,12 @@ class Spike(NamedTuple):
     sigmas: float
 
 
-def write_provenance(path: Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
+def write_provenance(path: epath.Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
     """A JSON file of `what` and of the rows of ids `first` to `stop` - 1: source, documents, offsets."""
     rows = [
         row._asdict() | {"pieces": [p._asdict() for p in row.pieces]} for row in stream.where(np.arange(first, stop))
     ]
-    path.write_text(json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
+    write(path, json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
 
 
 class NonFiniteLoss(UserError):
@@ -196,9 +197,9 @@ class Watch:
             raise verdict.error(text)
         self.log.print(text)
 
-    def report(self, kind: str, done: Done, **more: float) -> Path:
+    def report(self, kind: str, done: Done, **more: float) -> epath.Path:
         """Writes the documents of a batch to the run's folder."""
-        path = Path(self.checkpoints.folder).parent / f"{kind}_step_{done.step}.json"
+        path = self.checkpoints.workdir.report(kind, done.step)
         if distributed.is_main():
             passed = passing_over(self.stream, self.exclude, done.first, done.stop)
             read = {name: float(done.metrics[name]) for name in ("loss", "grad_norm", "lr")}

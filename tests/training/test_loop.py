@@ -17,13 +17,13 @@ import pytest
 
 import lm
 from lm import distributed
-from lm import workdir as lm_workdir
 from lm.checkpoint import Checkpoints
 from lm.config import resolved
 from lm.data import ExcludeExamples, SentencePiece, Stream, open_corpus
 from lm.errors import EXIT_FINISHED, EXIT_PREEMPTED, UserError
 from lm.training.train import train
 from lm.training.watch import NonFiniteLoss
+from lm.workdir import Workdir
 from tests.processes import train_command, until_saved, until_step
 from tests.training.conftest import VOCAB_SIZE
 
@@ -169,7 +169,7 @@ def test_a_run_without_anything_to_predict_is_stopped(config, tmp_path):
 
 
 def test_live_run_keeps_its_workdir(config, tmp_path):
-    with lm_workdir.lock(tmp_path), pytest.raises(UserError, match=f"in use by a live run .process {os.getpid()}"):
+    with Workdir.of(tmp_path).open(), pytest.raises(UserError, match=f"in use by a live run .process {os.getpid()}"):
         train(resolved(config), tmp_path)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
+from lm.checkpoint.meta import latest_meta
 from lm.data.folder import TOKENIZER_SETTINGS
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.huggingface import FORMAT, open_files
 from lm.data.tokenizer.sentencepiece import SentencePieceTokenizer
 from lm.data.tokenizer.slow import SETTINGS, from_bytes, load_folder
 from lm.errors import UserError
+from lm.workdir import Workdir
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
@@ -24,24 +23,15 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer_config.json beside it belongs, a folder of Hugging Face, or the folder of a run, also a remote one.
     UserError where there is none, where it is broken, and where no token of it can end a document.
     """
-    run = _epath(path)
-    tokenizer = _of_run(run) if (run / "checkpoints").is_dir() else _of_files(Path(path))
+    run = Workdir.of(path, "data.tokenizer")
+    tokenizer = _of_run(run) if run.has_checkpoints() else _of_files(run)
     check_documents(tokenizer)
     return tokenizer
 
 
 def there(path: str | Path) -> bool:
     """Whether something is at `path`, which may be on another machine than the one that prepares."""
-    return _epath(path).exists()
-
-
-def _epath(path: str | Path) -> epath.Path:
-    try:
-        return epath.Path(path)
-    except KeyError:
-        raise UserError(
-            f"data.tokenizer: expected a local path, or the url of a run as gs://, s3:// or az://, got {path}; copy it"
-        ) from None
+    return Workdir.of(path, "data.tokenizer").path.exists()
 
 
 def read_prepared(path: Path) -> Tokenizer:
@@ -71,7 +61,13 @@ def check_documents(tokenizer: Tokenizer) -> None:
     tokenizer.token_bytes()
 
 
-def _of_files(path: Path) -> Tokenizer:
+def _of_files(at: Workdir) -> Tokenizer:
+    if at.is_remote:
+        raise UserError(
+            f"data.tokenizer: {at}: expected the folder of a run in a store, got no checkpoints there; copy a "
+            "tokenizer to this machine"
+        )
+    path = Path(at.path)
     if path.is_dir():
         return load_folder(path, literal=True)
     if not path.is_file():
@@ -88,17 +84,13 @@ def _of_files(path: Path) -> Tokenizer:
     return open_files({"tokenizer.json": data, **settings}, str(path.parent), literal=True)
 
 
-def _of_run(run: epath.Path) -> Tokenizer:
-    """That of the latest step: a run has one. It lies in the JSON that `lm.checkpoint` writes with each."""
-    steps = sorted((int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
-    metas = (run / "checkpoints" / str(step) / "meta" / "metadata" for step in steps)
-    meta = next((meta for meta in metas if meta.exists()), None)
+def _of_run(run: Workdir) -> Tokenizer:
+    meta = latest_meta(run)
     if meta is None:
         raise UserError(f"{run}: expected a run with a tokenizer, got no finished checkpoint there yet")
-    data = base64.b64decode(json.loads(meta.read_text())["tokenizer"])
-    if not data:
+    if not meta.tokenizer:
         raise UserError(
             f"{run}: expected a run with a tokenizer, got the import of a folder without one; set data.tokenizer to a "
             "folder that has one, and see that it is the model's"
         )
-    return from_bytes(data, str(run), literal=True)
+    return from_bytes(meta.tokenizer, str(run), literal=True)
