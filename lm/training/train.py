@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import jax
 
-from lm import codec, distributed
+from lm import distributed
 from lm.checkpoint import Checkpoints
-from lm.config import Resolved, check_mesh, check_task
+from lm.config import Resolved, changes, check_mesh, check_task
 from lm.data import Ramp, Stream
 from lm.data.tf import tensorflow
 from lm.mesh import layout, make_mesh
@@ -86,7 +85,5 @@ def _opening(config, setup, start, meta, compiled: Compiled, seconds) -> str:
     ]
     if meta is not None:
         lines.append(f"resuming at step {start}, {meta.examples_seen:,} examples seen")
-        before, now = codec.flatten(json.loads(meta.config)["config"]), codec.flatten(codec.encode(config))
-        changed = [f"{p}: {before.get(p)!r} -> {now.get(p)!r}" for p in now if before.get(p) != now.get(p)]
-        lines += [f"changed since: {c}" for c in changed]
+        lines += [f"changed since: {change}" for change in changes(meta.config, config)]
     return "\n".join(lines)
