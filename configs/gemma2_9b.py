@@ -10,7 +10,7 @@ five examples.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import Gemma2
+from lm.models import Compute, Gemma2
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
@@ -25,7 +25,7 @@ config = Config(
         n_kv_heads=8,
         head_dim=256,
         d_ff=14_336,
-        remat="full",
+        compute=Compute(remat="full"),
     ),
     data=Data(
         path="data/gemma2_9b",

@@ -11,7 +11,7 @@ without an example.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import GPT2
+from lm.models import GPT2, Compute
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
@@ -23,7 +23,7 @@ config = Config(
         n_heads=96,
         max_positions=2048,
         window=256,
-        remat="full",
+        compute=Compute(remat="full"),
     ),
     data=Data(
         path="data/gpt3_175b",

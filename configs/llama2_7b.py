@@ -9,14 +9,16 @@ five examples.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import Llama
+from lm.models import Compute, Llama
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
 VOCAB_SIZE = 32_000
 
 config = Config(
-    model=Llama(vocab_size=VOCAB_SIZE, d_model=4096, n_layers=32, n_heads=32, d_ff=11_008, remat="full"),
+    model=Llama(
+        vocab_size=VOCAB_SIZE, d_model=4096, n_layers=32, n_heads=32, d_ff=11_008, compute=Compute(remat="full")
+    ),
     data=Data(
         path="data/llama2_7b",
         sources={"web": Jsonl(glob="data/raw/web/*.jsonl.gz")},

@@ -10,7 +10,7 @@ five examples.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import Llama
+from lm.models import Compute, Llama
 from lm.nn.position import Rope
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
@@ -24,7 +24,7 @@ config = Config(
         n_kv_heads=8,
         d_ff=28_672,
         rope=Rope(theta=500_000.0),
-        remat="full",
+        compute=Compute(remat="full"),
     ),
     data=Data(
         path="data/llama3_70b",

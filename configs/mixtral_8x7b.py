@@ -11,7 +11,7 @@ five examples.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import Mixtral
+from lm.models import Compute, Mixtral
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
@@ -25,7 +25,7 @@ config = Config(
         n_heads=32,
         n_kv_heads=8,
         d_ff=14_336,
-        remat="full",
+        compute=Compute(remat="full"),
     ),
     data=Data(
         path="data/mixtral_8x7b",

@@ -10,7 +10,7 @@ tokens, reaches 76.9 on MMLU with five examples.
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import Qwen3
+from lm.models import Compute, Qwen3
 from lm.objectives import CausalLM
 from lm.optim import AdamW, Cosine
 
@@ -23,7 +23,7 @@ config = Config(
         n_kv_heads=8,
         head_dim=128,
         d_ff=12_288,
-        remat="full",
+        compute=Compute(remat="full"),
     ),
     data=Data(
         path="data/qwen3_8b",

@@ -11,7 +11,7 @@ Data: any text. Name yours on the command line:
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
 from lm.mesh import Mesh
-from lm.models import T5
+from lm.models import T5, Compute
 from lm.objectives import SpanCorruption
 from lm.optim import Adafactor, InverseSqrt
 
@@ -28,7 +28,7 @@ config = Config(
         tied=False,
         scale_output=False,
         dropout=0.0,
-        remat="full",
+        compute=Compute(remat="full"),
     ),
     data=Data(
         path="data/t5_1_1_xl",

@@ -6,7 +6,8 @@ where it is not of this package, on the command line by name (`optim=Lion` keeps
 classes share) or as a call (`optim=Lion(lr=1e-4)`: all else is Lion's default).
 
 Names of our own classes are unique below each base, and stored without their module: a class may move, and what was
-stored is read. `lm.some.module.Class`, as it was stored once, is read by its last part.
+stored is read. `lm.some.module.Class`, as it was stored once, is read by its last part. Fields that were renamed are
+read by their old names (`lm.renamed`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import typing
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
+from lm.renamed import modernized, old_names, path_today, say
 
 TYPE = "_type"
 OURS = __name__.partition(".")[0]  # this package
@@ -30,7 +32,7 @@ _WORDS = {"true": True, "false": False}
 
 
 class _NoneWord(str):
-    """`none` or `null` on the command line: None, or the text itself where only that fits (`model.remat=none`)."""
+    """`none` or `null` on the command line: None, or the text itself where only that fits (`compute.remat=none`)."""
 
     def meant(self, kind: Any) -> str | None:
         only_text = kind is str or (typing.get_origin(kind) is typing.Literal and str(self) in typing.get_args(kind))
@@ -92,10 +94,13 @@ def override(config: Any, *assignments: str) -> Any:
     return decode(type(config), encode(config))
 
 
-def assigned(assignment: str) -> set[str]:
-    """The leaf paths that an assignment names: `optim=Lion(lr=1e-4)` -> `optim._type` and `optim.lr`."""
+def assigned(assignment: str, config: Any = None) -> set[str]:
+    """The leaf paths that an assignment names: `optim=Lion(lr=1e-4)` -> `optim._type` and `optim.lr`.
+
+    config: what it made, which knows the old names on the paths.
+    """
     path, value = _assignment(assignment)
-    return set(flatten(value, path))
+    return {path_today(config, leaf) for leaf in flatten(value, path)}
 
 
 def parse(text: str) -> Any:
@@ -161,7 +166,7 @@ def _decode_dataclass(kind: type, value: Any, at: str) -> Any:
         kind = resolve_class(kind, value[TYPE], at or kind.__name__)
     hints = field_types(kind)
     fields = {}
-    for k, v in value.items():
+    for k, v in modernized(kind, value, at).items():
         if k == TYPE:
             continue
         where = f"{at}.{k}" if at else k
@@ -220,6 +225,10 @@ def _replace(kind: Any, node: Any, keys: list[str], value: Any, path: str) -> An
     if not dataclasses.is_dataclass(node):
         parent = at.rpartition(".")[0]
         raise UserError(f"{at}: {parent} is {node!r}, which has no fields; set {parent} itself")
+    if key in old_names(type(node)):
+        say(at.rpartition(".")[0] or type(node).__name__, type(node), [key])
+        today = [*old_names(type(node))[key].split("."), *rest]
+        return _replace(kind, node, today, value, ".".join([*path.split(".")[: -len(keys)], *today]))
     hints = field_types(type(node))
     if key not in hints:
         raise UserError(f"{at}: {type(node).__name__} has no field {key!r}{did_you_mean(key, hints)}")

@@ -15,7 +15,7 @@ LM = sorted(p for p in (ROOT / "lm").rglob("*.py"))
 
 # Imports go from a layer to those above it in this list, or stay inside one package. A new module goes in here.
 LAYERS = (
-    {"errors"},
+    {"errors", "renamed"},
     {"codec", "files", "mesh", "distributed", "hardware", "compilation"},
     {"workdir", "sharding"},
     {"nn", "checkpoint"},
@@ -172,9 +172,9 @@ def test_data_never_meets_models_and_models_never_meet_data():
     for path in LM:
         used = {imported.split(".")[1] for _, imported in imports(path) if imported.startswith("lm.")}
         if unit(path) == "data":
-            assert used <= {"data", "errors", "files", "workdir", "checkpoint"}, name(path)
+            assert used <= {"data", "errors", "files", "workdir", "checkpoint", "renamed"}, name(path)
         if unit(path) == "models":
-            assert used <= {"models", "nn", "sharding", "errors"}, name(path)
+            assert used <= {"models", "nn", "sharding", "errors", "renamed"}, name(path)
 
 
 def test_tensorflow_is_imported_by_data_alone_and_never_at_the_top_of_its_package():

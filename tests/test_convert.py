@@ -556,8 +556,10 @@ def test_an_override_that_does_not_fit_is_refused_and_leaves_nothing(override, m
 
 
 def test_how_a_model_runs_may_be_set(folder, tmp_path):
-    convert.import_hf(folder("llama"), tmp_path / "run", ["model.scan=false", "model.remat=none", "model.dropout=0.1"])
-    assert lm.restore(tmp_path / "run").config.model.scan is False
+    convert.import_hf(
+        folder("llama"), tmp_path / "run", ["model.compute.scan=false", "model.compute.remat=none", "model.dropout=0.1"]
+    )
+    assert lm.restore(tmp_path / "run").config.model.compute.scan is False
     assert_bit_equal(tensors(folder("llama")), tensors(out_of(tmp_path / "run", tmp_path / "out")))
 
 

@@ -35,6 +35,7 @@ from lm.models import (
 )
 from lm.models.base import abstract
 from lm.models.cost import FlopsPerToken, Row, count, count_active, flops_per_token
+from lm.nn.compute import Compute
 from lm.objectives import CausalLM, Denoising, MaskedLM, Objective, Seq2Seq, SpanCorruption
 from lm.optim import Adafactor, AdamW, Muon
 from lm.training.memory import device_bytes
@@ -153,7 +154,7 @@ def counted(model: Model, objective: Objective) -> FlopsPerToken:
 def test_flops_are_what_xla_counts(name):
     model, objective = COUNTED[name]
     # XLA counts the body of a loop once, whatever its trips, and what is recomputed as work.
-    unrolled = dataclasses.replace(model, scan=False, remat="none", attention_block=0)
+    unrolled = dataclasses.replace(model, compute=Compute(scan=False, remat="none", query_block=0))
     parts = abstract(unrolled)
 
     def loss(params, batch):

@@ -17,6 +17,7 @@ from lm.config import Resolved
 from lm.data import open_corpus
 from lm.evals.evaluate import Validation
 from lm.generation import Sampling
+from lm.renamed import path_today
 from lm.training import train
 
 STORED = Path(__file__).parent / "stored"
@@ -47,9 +48,13 @@ def test_its_config_says_the_same_under_the_names_of_today(run):
     text = (run / "config.json").read_text()
     tree = json.loads(text)
     assert '"lm.models.llama.Llama"' in text and "lm." not in stored(run).to_json()
-    again = codec.flatten(codec.encode(stored(run).config))
-    assert again == codec.flatten(tree["config"])
-    assert stored(run).origins == tree["origins"]
+    config = stored(run).config
+    again = codec.flatten(codec.encode(config))
+    then = {path_today(config, path): value for path, value in codec.flatten(tree["config"]).items()}
+    assert {path: again[path] for path in then} == then
+    assert not configs.changes(json.dumps(tree), config)  # what it did not have yet is as it is by default
+    assert stored(run).origins == {path_today(config, path): origin for path, origin in tree["origins"].items()}
+    assert "model.attention_block" in tree["origins"] and "model.attention_block" not in stored(run).origins
 
 
 def test_it_is_described(run):

@@ -3,7 +3,7 @@
 from lm.checkpoint.policy import Checkpoint
 from lm.config.check import check, check_mesh, check_task, rows_and_devices
 from lm.config.recipe import find_recipe, load
-from lm.config.resolve import Origin, Resolved, overridden, resolve, resolved
+from lm.config.resolve import Origin, Resolved, changes, overridden, resolve, resolved
 from lm.config.sections import Config, Train
 from lm.evals.config import Eval
 
@@ -14,6 +14,7 @@ __all__ = [
     "Origin",
     "Resolved",
     "Train",
+    "changes",
     "check",
     "check_mesh",
     "check_task",

@@ -12,6 +12,7 @@ from lm.config.check import check, check_task
 from lm.config.recipe import load
 from lm.config.sections import Config
 from lm.errors import UserError
+from lm.renamed import path_today
 
 Origin = Literal["default", "recipe", "command line"]
 
@@ -34,9 +35,10 @@ class Resolved:
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise UserError(f"{where}: expected the config of a run, got something else ({e})") from e
         try:
-            return cls(codec.decode(Config, encoded), origins)
+            config = codec.decode(Config, encoded)
         except UserError as e:
             raise UserError(f"{where}: {e}") from e
+        return cls(config, {path_today(config, path): origin for path, origin in origins.items()})
 
 
 def resolve(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
@@ -55,7 +57,7 @@ def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
     """The same with overrides applied, checked across sections: types and values, what was there before included."""
     config = codec.override(before.config, *overrides)
     check(config)
-    given = {p.removesuffix(f".{codec.TYPE}") for a in overrides for p in codec.assigned(a)}
+    given = {p.removesuffix(f".{codec.TYPE}") for a in overrides for p in codec.assigned(a, config)}
     old, origins = codec.flatten(codec.encode(before.config)), dict(_origins(config))
     for path, value in codec.flatten(codec.encode(config)).items():
         if path.removesuffix(f".{codec.TYPE}") in given:
@@ -63,6 +65,18 @@ def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
         elif path in before.origins and path in old and old[path] == value:
             origins[path] = before.origins[path]
     return Resolved(config, origins)
+
+
+def changes(stored: str, config: Config) -> list[str]:
+    """`path: before -> now` of what differs from the config of a run, as it was stored.
+
+    A field that the version of that run did not have counts where it is set.
+    """
+    then = codec.flatten(json.loads(stored)["config"])
+    before = {path_today(config, path): value for path, value in then.items()}
+    now, origins = codec.flatten(codec.encode(config)), dict(_origins(config))
+    different = [p for p in now if (before[p] != now[p] if p in before else origins[p] != "default")]
+    return [f"{p}: {before.get(p)!r} -> {now[p]!r}" for p in different]
 
 
 def _origins(node: Any, at: str = "", default: bool = False) -> Iterator[tuple[str, Origin]]:

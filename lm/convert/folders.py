@@ -45,7 +45,7 @@ from lm.workdir import Workdir, read_here, versions, write, written_here
 # In the folder `imported` of a run, beside the two JSON files of the model.
 DTYPES_FILE = "dtypes.json"  # of each tensor, by its name in the folder
 UNUSED = "unused"  # a folder of tensors
-FREE = ("scan", "remat", "attention_block", "capacity_factor")  # of a model: how it runs, not what its weights are
+FREE = ("compute", "capacity_factor")  # of a model: how it runs, not what its weights are
 VOCABULARIES = tuple(name for name in export.TOKENIZER_FILES if name not in SETTINGS)
 
 

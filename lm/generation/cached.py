@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from lm.models.base import Model, abstract
 from lm.nn.attention import KVCache
-from lm.nn.block import AnyBlock, Context, CrossCache, Layer
+from lm.nn.block import AnyBlock, Context, CrossCache
 from lm.nn.mask import Mask
 from lm.nn.stack import Stacked
 
@@ -64,11 +64,11 @@ class Layers:
     """Stands in for `lm.nn.stack.Stack`, with an array of its own for each layer's parameters and cache.
 
     A loop over tokens that slices stacked weights [L,...] copies all of them for each token: GPT-2 124M takes twice as
-    long. params: of each block, those of each of its layers. `cache` has one entry for each layer of `order`.
+    long. params: of each block, those of each of its layers. `cache` has one entry for each layer of the model.
     """
 
-    def __init__(self, order: Sequence[Layer], params: Sequence[Sequence[dict]]):
-        self.order, self.params = order, params
+    def __init__(self, model: Model, params: Sequence[Sequence[dict]]):
+        self.order, self.compute, self.params = model.order, model.compute, params
 
     def __call__(
         self,
@@ -81,6 +81,7 @@ class Layers:
         record: bool = False,
     ) -> Stacked:
         graphdefs = [nnx.split(block)[0] for block in blocks]
+        context = context._replace(compute=self.compute)
         new: list[Any] = []
         for layer, layer_cache in zip(self.order, cache, strict=True):
             module = nnx.merge(graphdefs[layer.block], self.params[layer.block][layer.index])
@@ -160,7 +161,7 @@ class CachedDecoder:
     def _module(self, params: Params) -> Any:
         first = {name: block[0] for name, block in zip(BLOCKS, params.blocks, strict=False)}
         module = nnx.merge(self._graphdef, {**params.rest, **first})
-        module.stack = Layers(self.model.order, params.blocks)
+        module.stack = Layers(self.model, params.blocks)
         return module
 
 
@@ -191,7 +192,9 @@ class CachedSeq2Seq:
         empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         graphdef, _ = nnx.split(module.decoder.layers)
         layers = [nnx.merge(graphdef, params.blocks[0][layer.index]) for layer in self.model.order]
-        caches = tuple(CrossCache(empty, layer.cross.keys_values(memory)) for layer in layers)
+        caches = tuple(
+            CrossCache(empty, layer.cross.keys_values(memory, compute=self.model.compute)) for layer in layers
+        )
         index = jnp.arange(p)
         out = module.decode(
             prompts,
@@ -225,7 +228,7 @@ class CachedSeq2Seq:
     def _module(self, params: Params) -> Any:
         decoder = {**params.rest["decoder"], "layers": params.blocks[0][0]}
         module = nnx.merge(self._graphdef, {**params.rest, "decoder": decoder})
-        module.decoder.stack = Layers(self.model.order, params.blocks)
+        module.decoder.stack = Layers(self.model, params.blocks)
         return module
 
 

@@ -18,6 +18,7 @@ from lm.models.roberta import Roberta
 from lm.models.t5 import T5
 from lm.models.tasks import SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair, WordsAndReplaced
 from lm.models.transformer import Transformer
+from lm.nn.compute import Compute
 
 __all__ = [
     "GPT2",
@@ -26,6 +27,7 @@ __all__ = [
     "Albert",
     "Bart",
     "Bert",
+    "Compute",
     "Electra",
     "Family",
     "GPTNeo",

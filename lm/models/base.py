@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,9 @@ from lm.errors import UserError, positive
 from lm.models.tasks import Task, Words
 from lm.nn import param as params
 from lm.nn.block import Layer
-from lm.nn.stack import Remat, Stack
+from lm.nn.compute import Compute
+from lm.nn.stack import Stack
+from lm.renamed import Renaming
 
 Family = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -36,14 +39,19 @@ class Output(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """Base of the model configs. `scan`, `remat` and `attention_block` change how it runs, not what it computes.
+class Model(metaclass=Renaming):
+    """Base of the model configs. `compute` is how it runs; all else is what it is.
 
     dropout: of embeddings and of what each part adds; attention_dropout: of the attention weights (None: the same).
     pad_id: a token whose embedding learns nothing from being looked up, as in many published models.
     """
 
     family: ClassVar[Family] = "decoder"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "scan": "compute.scan",
+        "remat": "compute.remat",
+        "attention_block": "compute.query_block",
+    }
 
     vocab_size: int
     d_model: int
@@ -54,17 +62,13 @@ class Model:
     init_std: float = 0.02
     pad_id: int | None = None
     task: Task = Words()
-    scan: bool = True
-    remat: Remat = "selective"
-    attention_block: int = 64  # queries at a time, 0: all at once (see `lm.nn.attention.attend`)
+    compute: Compute = Compute()
 
     def __post_init__(self):
         positive("model", self, "vocab_size", "d_model", "n_layers", "n_heads")
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
                 raise UserError(f"model.{name}: expected a rate in [0, 1), got {getattr(self, name)}")
-        if self.attention_block < 0:
-            raise UserError(f"model.attention_block: expected 0 or a number of queries, got {self.attention_block}")
         if self.d_model % self.n_heads and getattr(self, "head_dim", None) is None:
             raise UserError(f"model.n_heads: {self.n_heads} does not divide model.d_model {self.d_model}")
 

@@ -16,7 +16,7 @@ from lm.models.base import Family, Model
 from lm.models.encoder import Encoder
 from lm.models.tasks import SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
 from lm.nn.activation import ACTIVATIONS, Activation, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import PostNormBlock
 from lm.nn.embed import Embed, Head, Types
 from lm.nn.heads import LinearHead, Pooler, Transform
@@ -113,13 +113,11 @@ class Bert(Model):
         norm = functools.partial(self.norm, self.d_model, rngs)
         attn = Attention(
             self.d_model,
-            *self.kv_shape,
+            Heads(*self.kv_shape),
             rngs=rngs,
-            init=self.init,
-            out_init=self.init,
+            inits=Inits(self.init, self.init),
             bias=True,
-            dropout=self.weights_dropout,
-            block=self.attention_block,
+            scores=Scores(dropout=self.weights_dropout),
         )
         d_ff, activation = self.d_ff or 4 * self.d_model, ACTIVATIONS[self.activation]
         mlp = MLP(self.d_model, d_ff, activation, rngs=rngs, init=self.init, out_init=self.init)
@@ -136,7 +134,7 @@ class Bert(Model):
         )
 
     def build(self, rngs: nnx.Rngs, **parts: Any) -> Encoder:
-        stack = Stack(self.order, self.scan, self.remat)
+        stack = Stack(self.order, self.compute)
         return self.encoder(
             Embed(self.vocab_size, self.d_embed, rngs=rngs, init=self.init, pad_id=self.pad_id),
             self.positions(rngs),

@@ -129,7 +129,7 @@ class Electra(Bert):
         size = self.generator
         n_layers = self.n_layers if size.n_layers is None else size.n_layers
         small = dataclasses.replace(self, d_model=size.d_model, n_heads=size.n_heads, n_layers=n_layers, d_ff=size.d_ff)
-        stack = Stack(small.order, self.scan, self.remat)
+        stack = Stack(small.order, self.compute)
         layers, head = stack.init(small.block, rngs), small.word_head(rngs)
         generator = WordGenerator(stack, layers, head, project=small.project(rngs))
         return {

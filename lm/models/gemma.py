@@ -17,7 +17,7 @@ from lm.errors import UserError, positive
 from lm.models.base import check_pattern, windowed_layers
 from lm.models.llama import Llama
 from lm.nn.activation import ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Scores
 from lm.nn.block import Block, Layer
 from lm.nn.norm import RMSNorm
 from lm.nn.rope import Rope
@@ -66,9 +66,10 @@ class Gemma2(Gemma):
     def order(self) -> tuple[Layer, ...]:
         return windowed_layers(self.n_layers, self.window, self.windowed)
 
-    def attention(self, rngs: nnx.Rngs, **more: Any) -> Attention:
-        own = {"scale": self.query_pre_attn_scalar**-0.5, "softcap": self.attention_softcap}
-        return super().attention(rngs, **(own | more))
+    @property
+    def scores(self) -> Scores:
+        scale = self.query_pre_attn_scalar**-0.5
+        return Scores(scale=scale, softcap=self.attention_softcap, dropout=self.weights_dropout)
 
     def block(self, rngs: nnx.Rngs) -> Block:
         norm = functools.partial(self.norm, self.d_model, rngs)
@@ -109,4 +110,4 @@ class Gemma3(Gemma2):
 
     def attention(self, rngs: nnx.Rngs, **more: Any) -> Attention:
         norm = functools.partial(self.norm, self.kv_shape[1], rngs)
-        return super().attention(rngs, **({"q_norm": norm(), "k_norm": norm()} | more))
+        return super().attention(rngs, norms=(norm(), norm()), **more)

@@ -15,7 +15,7 @@ from lm.errors import positive
 from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block, Layer
 from lm.nn.embed import Embed
 from lm.nn.mlp import MLP
@@ -74,21 +74,18 @@ class GPT2(Model):
         def block(rngs: nnx.Rngs) -> Block:
             attn = Attention(
                 self.d_model,
-                *self.kv_shape,
+                Heads(*self.kv_shape),
                 rngs=rngs,
-                init=init,
-                out_init=residual_init,
+                inits=Inits(init, residual_init),
                 bias=True,
-                scale=None if self.scale_scores else 1.0,
-                dropout=self.weights_dropout,
-                block=self.attention_block,
+                scores=Scores(scale=None if self.scale_scores else 1.0, dropout=self.weights_dropout),
             )
             d_ff = self.d_ff or 4 * self.d_model
             activation = ACTIVATIONS[self.activation]
             mlp = MLP(self.d_model, d_ff, activation, rngs=rngs, init=init, out_init=residual_init)
             return Block(norm(rngs=rngs), attn, norm(rngs=rngs), mlp, dropout=self.dropout)
 
-        stack = Stack(self.order, self.scan, self.remat)
+        stack = Stack(self.order, self.compute)
         return Decoder(
             Embed(self.vocab_size, self.d_model, rngs=rngs, init=init),
             stack,

@@ -12,7 +12,7 @@ from lm.errors import positive
 from lm.models.base import Model, check_pattern, windowed_layers
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block, Layer
 from lm.nn.embed import Embed
 from lm.nn.mlp import MLP
@@ -55,20 +55,17 @@ class GPTNeo(Model):
         def block(rngs: nnx.Rngs) -> Block:
             attn = Attention(
                 self.d_model,
-                *self.kv_shape,
+                Heads(*self.kv_shape),
                 rngs=rngs,
-                init=init,
-                out_init=residual_init,
+                inits=Inits(init, residual_init),
                 out_bias=True,
-                scale=1.0,
-                dropout=self.weights_dropout,
-                block=self.attention_block,
+                scores=Scores(scale=1.0, dropout=self.weights_dropout),
             )
             d_ff = self.d_ff or 4 * self.d_model
             mlp = MLP(self.d_model, d_ff, ACTIVATIONS[self.activation], rngs=rngs, init=init, out_init=residual_init)
             return Block(norm(rngs=rngs), attn, norm(rngs=rngs), mlp, dropout=self.dropout)
 
-        stack = Stack(self.order, self.scan, self.remat)
+        stack = Stack(self.order, self.compute)
         return Decoder(
             Embed(self.vocab_size, self.d_model, rngs=rngs, init=init),
             stack,

@@ -13,7 +13,7 @@ from lm.errors import positive
 from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block, ParallelBlock
 from lm.nn.embed import Embed
 from lm.nn.mlp import MLP
@@ -50,20 +50,18 @@ class GPTNeoX(Model):
         def block(rngs: nnx.Rngs) -> Block | ParallelBlock:
             attn = Attention(
                 self.d_model,
-                *self.kv_shape,
+                Heads(*self.kv_shape),
                 rngs=rngs,
-                init=init,
-                out_init=out_init,
+                inits=Inits(init, out_init),
                 bias=self.attention_bias,
-                dropout=self.weights_dropout,
-                block=self.attention_block,
+                scores=Scores(dropout=self.weights_dropout),
             )
             d_ff = self.d_ff or 4 * self.d_model
             mlp = MLP(self.d_model, d_ff, ACTIVATIONS[self.activation], rngs=rngs, init=init, out_init=out_init)
             kind = ParallelBlock if self.parallel else Block
             return kind(norm(rngs=rngs), attn, norm(rngs=rngs), mlp, dropout=self.dropout)
 
-        stack = Stack(self.n_layers, self.scan, self.remat)
+        stack = Stack(self.n_layers, self.compute)
         return Decoder(
             Embed(self.vocab_size, self.d_model, rngs=rngs, init=init),
             stack,

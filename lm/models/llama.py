@@ -16,7 +16,7 @@ from lm.errors import UserError, positive
 from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block
 from lm.nn.embed import Embed
 from lm.nn.mlp import GatedMLP
@@ -66,25 +66,23 @@ class Llama(Model):
     def logits_softcap(self) -> float | None:
         return None
 
+    @property
+    def scores(self) -> Scores:
+        return Scores(dropout=self.weights_dropout)
+
     def norm(self, d: int, rngs: nnx.Rngs) -> RMSNorm:
         return RMSNorm(d, rngs=rngs, eps=self.norm_eps)
 
     def attention(self, rngs: nnx.Rngs, **more: Any) -> Attention:
         n_kv_heads, head_dim = self.kv_shape
-        options = {
-            "bias": self.attention_bias,
-            "n_kv_heads": n_kv_heads,
-            "dropout": self.weights_dropout,
-            "block": self.attention_block,
-        }
         return Attention(
             self.d_model,
-            self.n_heads,
-            head_dim,
+            Heads(self.n_heads, head_dim, n_kv_heads),
             rngs=rngs,
-            init=normal(self.init_std),
-            out_init=self.residual_init,
-            **(options | more),
+            inits=Inits(normal(self.init_std), self.residual_init),
+            bias=self.attention_bias,
+            scores=self.scores,
+            **more,
         )
 
     def feed_forward(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -110,7 +108,7 @@ class Llama(Model):
 
     def build(self, rngs: nnx.Rngs, **parts: Any) -> Decoder:
         init = normal(self.init_std)
-        stack = Stack(self.order, self.scan, self.remat)
+        stack = Stack(self.order, self.compute)
         return Decoder(
             Embed(self.vocab_size, self.d_model, rngs=rngs, init=init, scale=self.embed_scale, pad_id=self.pad_id),
             stack,

@@ -12,7 +12,7 @@ from lm.errors import positive
 from lm.models.base import Model
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block, PostNormBlock
 from lm.nn.embed import Embed
 from lm.nn.heads import Linear
@@ -64,13 +64,11 @@ class OPT(Model):
         def block(rngs: nnx.Rngs) -> Block | PostNormBlock:
             attn = Attention(
                 self.d_model,
-                *self.kv_shape,
+                Heads(*self.kv_shape),
                 rngs=rngs,
-                init=init,
-                out_init=residual_init,
+                inits=Inits(init, residual_init),
                 bias=self.bias,
-                dropout=self.weights_dropout,
-                block=self.attention_block,
+                scores=Scores(dropout=self.weights_dropout),
             )
             activation = ACTIVATIONS[self.activation]
             mlp = MLP(self.d_model, self.d_ff, activation, rngs=rngs, init=init, out_init=residual_init, bias=self.bias)
@@ -79,7 +77,7 @@ class OPT(Model):
 
         linear = functools.partial(Linear, rngs=rngs, init=init, bias=False)
         projected = self.embed_width != self.d_model
-        stack = Stack(self.n_layers, self.scan, self.remat)
+        stack = Stack(self.n_layers, self.compute)
         return Decoder(
             Embed(self.vocab_size, self.embed_width, rngs=rngs, init=init, pad_id=self.pad_id),
             stack,

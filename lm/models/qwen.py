@@ -45,7 +45,7 @@ class Qwen2(Llama):
         return windowed_layers(self.n_layers, self.window, self.windowed)
 
     def attention(self, rngs: nnx.Rngs, **more: Any) -> Attention:
-        return super().attention(rngs, **({"out_bias": False} | more))
+        return super().attention(rngs, out_bias=False, **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Qwen3(Llama):
 
     def attention(self, rngs: nnx.Rngs, **more: Any) -> Attention:
         norm = functools.partial(RMSNorm, self.kv_shape[1], rngs=rngs, eps=self.norm_eps)
-        return super().attention(rngs, **({"q_norm": norm(), "k_norm": norm()} | more))
+        return super().attention(rngs, norms=(norm(), norm()), **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,6 @@ class Qwen3Moe(Qwen3):
 
     def build(self, rngs: nnx.Rngs, **parts: Any) -> Decoder:
         if self.dense:
-            stack = Stack(self.order, self.scan, self.remat)
+            stack = Stack(self.order, self.compute)
             parts["dense_layers"] = stack.init(self.dense_block, rngs, block=1)
         return super().build(rngs, **parts)

@@ -15,7 +15,7 @@ from lm.models.base import Family, Model
 from lm.models.encoder_decoder import EncoderDecoder, Side, task_labeler
 from lm.models.tasks import TokenLabels, Words
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block
 from lm.nn.embed import Embed, Head
 from lm.nn.mlp import MLP, GatedMLP
@@ -72,15 +72,12 @@ class T5(Model):
         def attention(rngs: nnx.Rngs) -> Attention:
             return Attention(
                 d,
-                self.n_heads,
-                self.head_dim,
+                Heads(self.n_heads, self.head_dim),
                 rngs=rngs,
-                init=normal(f * d**-0.5),
-                q_init=normal(f * (d * self.head_dim) ** -0.5),
-                out_init=normal(f * inner**-0.5),
-                scale=1.0,
-                dropout=self.weights_dropout,
-                block=self.attention_block,
+                inits=Inits(
+                    qkv=normal(f * d**-0.5), out=normal(f * inner**-0.5), q=normal(f * (d * self.head_dim) ** -0.5)
+                ),
+                scores=Scores(scale=1.0, dropout=self.weights_dropout),
             )
 
         def block(rngs: nnx.Rngs) -> Block:
@@ -113,7 +110,7 @@ class T5(Model):
             rngs=rngs,
             init=normal(f * d**-0.5),
         )
-        stack = Stack(n_layers, self.scan, self.remat)
+        stack = Stack(n_layers, self.compute)
         return Side(
             stack,
             stack.init(block, rngs),

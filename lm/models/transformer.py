@@ -16,7 +16,7 @@ from lm.models.base import Family, Model
 from lm.models.encoder_decoder import EncoderDecoder, Side, task_labeler
 from lm.models.tasks import TokenLabels, Words
 from lm.nn.activation import ACTIVATIONS, ActivationName
-from lm.nn.attention import Attention
+from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block, PostNormBlock
 from lm.nn.embed import Embed, Head
 from lm.nn.mlp import MLP
@@ -94,14 +94,11 @@ class Transformer(Model):
         def attention(rngs: nnx.Rngs) -> Attention:
             return Attention(
                 self.d_model,
-                n_heads,
-                self.d_model // n_heads,
+                Heads(n_heads, self.d_model // n_heads),
                 rngs=rngs,
-                init=init,
-                out_init=init,
+                inits=Inits(init, init),
                 bias=True,
-                dropout=self.weights_dropout,
-                block=self.attention_block,
+                scores=Scores(dropout=self.weights_dropout),
             )
 
         def block(rngs: nnx.Rngs) -> Block | PostNormBlock:
@@ -124,7 +121,7 @@ class Transformer(Model):
                 dropout=self.dropout,
             )
 
-        stack = Stack(n_layers, self.scan, self.remat)
+        stack = Stack(n_layers, self.compute)
         return Side(
             stack,
             stack.init(block, rngs),

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from lm.nn.attention import Attention, KVCache
+from lm.nn.compute import Compute
 from lm.nn.dropout import dropout, split_key
 from lm.nn.mask import Mask
 from lm.nn.param import attach, keep
@@ -40,6 +41,7 @@ class Context(NamedTuple):
 
     bias [B or 1,H,S,T]: added to the scores of self-attention. cache_index: where in the cache to write. memory
     [B,T,D]: an encoder's output, seen under cross_mask. valid bool [B,S]: the tokens that count for a router.
+    compute: set by what runs the layers.
     """
 
     mask: Mask
@@ -49,6 +51,7 @@ class Context(NamedTuple):
     memory: jax.Array | None = None
     cross_mask: Mask | None = None
     valid: jax.Array | None = None
+    compute: Compute = Compute()
 
 
 class CrossCache(NamedTuple):
@@ -96,6 +99,7 @@ class _Layers(nnx.Module):
             key=k_attn,
             cache=cache.own if isinstance(cache, CrossCache) else cache,
             index=context.cache_index,
+            compute=context.compute,
         )
         if hasattr(self, "post_norm1"):
             y = self.post_norm1(y)
@@ -110,14 +114,14 @@ class _Layers(nnx.Module):
             memory = cache.memory
         else:
             assert context.memory is not None
-            memory = self.cross.keys_values(context.memory)
+            memory = self.cross.keys_values(context.memory, compute=context.compute)
         assert context.cross_mask is not None
-        y, _ = self.cross(x, context.cross_mask, key=k_attn, memory=memory)
+        y, _ = self.cross(x, context.cross_mask, key=k_attn, memory=memory, compute=context.compute)
         return dropout(y, self.dropout, k_drop)
 
     def _feed_forward(self, x, context: Context, key):
         k_inner, k_drop = split_key(key, 2)
-        y, router = self.mlp(x, valid=context.valid, key=k_inner)
+        y, router = self.mlp(x, valid=context.valid, key=k_inner, compute=context.compute)
         if hasattr(self, "post_norm2"):
             y = self.post_norm2(y)
         return dropout(y, self.dropout, k_drop), router

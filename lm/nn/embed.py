@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from lm.nn.dot import dot
 from lm.nn.param import Init, cast, param, zeros
 from lm.sharding import constrain
 
@@ -95,7 +96,7 @@ class Head(nnx.Module):
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         assert not self.tied or embed is not None
-        logits = _project(x, cast(embed.table if self.tied and embed is not None else self.table, x))
+        logits = _project(x, embed.table if self.tied and embed is not None else self.table)
         if hasattr(self, "bias"):
             bias = self.bias[...].astype(jnp.float32)
             logits = logits + (jax.lax.stop_gradient(bias) if self.fixed_bias else bias)
@@ -116,14 +117,14 @@ def head_fn(head: Head, embed: Embed) -> tuple[Callable[[Any, jax.Array], jax.Ar
     return f, (params, table)
 
 
-def _project(x: jax.Array, table: jax.Array) -> jax.Array:
+def _project(x: jax.Array, table: nnx.Param) -> jax.Array:
     """x [B,S,D], table [V,D] -> logits [B,S,V] in float32, accumulated in float32."""
     b, s, d = x.shape
     if 1 < b * s <= 16:
         # Decoding a few rows: XLA on CPU packs a [V,D] right-hand side at twice the cost of the product itself. As the
         # left-hand side it is read once; the barrier keeps XLA from turning it back.
-        logits = jnp.einsum("vd,nd->vn", table, x.reshape(b * s, d), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("vd,nd->vn", cast(table, x), x.reshape(b * s, d), preferred_element_type=jnp.float32)
         logits = jax.lax.optimization_barrier(logits).T.reshape(b, s, -1)
     else:
-        logits = jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)
+        logits = dot("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)
     return constrain(logits, "act_batch", "act_seq", "act_vocab")

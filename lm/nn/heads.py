@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.nn.activation import Activation
+from lm.nn.dot import dot
 from lm.nn.dropout import dropout, split_key
 from lm.nn.param import Init, cast, param, zeros
 
@@ -29,7 +30,7 @@ class Linear(nnx.Module):
             self.bias = param(rngs, (d_out,), (axes[1],), zeros, decay=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...d,de->...e", x, cast(self.kernel, x))
+        y = dot("...d,de->...e", x, self.kernel)
         return y + cast(self.bias, x) if hasattr(self, "bias") else y
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from lm.nn.activation import Activation
+from lm.nn.compute import DEFAULT, Compute
+from lm.nn.dot import dot
 from lm.nn.dropout import dropout
 from lm.nn.param import Init, cast, keep, param, zeros
 from lm.sharding import constrain
@@ -35,12 +36,17 @@ class MLP(nnx.Module):
             self.down_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
 
     def __call__(
-        self, x: jax.Array, *, valid: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        valid: jax.Array | None = None,
+        key: jax.Array | None = None,
+        compute: Compute = DEFAULT,
     ) -> tuple[jax.Array, None]:
-        y = jnp.einsum("bsd,df->bsf", x, cast(self.up, x))
+        y = dot("bsd,df->bsf", x, self.up, compute.dot)
         y = keep(y + cast(self.up_bias, x) if self.bias else y, "up")
         y = constrain(self.activation(y), "act_batch", "act_seq", "act_mlp")
-        y = jnp.einsum("bsf,fd->bsd", dropout(y, self.dropout, key), cast(self.down, x))
+        y = dot("bsf,fd->bsd", dropout(y, self.dropout, key), self.down, compute.dot)
         y = y + cast(self.down_bias, x) if self.bias else y
         return constrain(y, "act_batch", "act_seq", "act_embed"), None
 
@@ -70,13 +76,18 @@ class GatedMLP(nnx.Module):
             self.down_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
 
     def __call__(
-        self, x: jax.Array, *, valid: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        valid: jax.Array | None = None,
+        key: jax.Array | None = None,
+        compute: Compute = DEFAULT,
     ) -> tuple[jax.Array, None]:
-        gate = jnp.einsum("bsd,df->bsf", x, cast(self.gate, x))
-        up = jnp.einsum("bsd,df->bsf", x, cast(self.up, x))
+        gate = dot("bsd,df->bsf", x, self.gate, compute.dot)
+        up = dot("bsd,df->bsf", x, self.up, compute.dot)
         if self.bias:
             gate, up = gate + cast(self.gate_bias, x), up + cast(self.up_bias, x)
         y = constrain(self.activation(keep(gate, "gate")) * keep(up, "up"), "act_batch", "act_seq", "act_mlp")
-        y = jnp.einsum("bsf,fd->bsd", dropout(y, self.dropout, key), cast(self.down, x))
+        y = dot("bsf,fd->bsd", dropout(y, self.dropout, key), self.down, compute.dot)
         y = y + cast(self.down_bias, x) if self.bias else y
         return constrain(y, "act_batch", "act_seq", "act_embed"), None

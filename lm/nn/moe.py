@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.errors import UserError
+from lm.nn.compute import DEFAULT, Compute
+from lm.nn.dot import dot
 from lm.nn.param import Init, cast, keep, param
 from lm.sharding import constrain, per_device
 
@@ -76,7 +78,12 @@ class MoE(nnx.Module):
         self.down = param(rngs, (n_experts, d_ff, d_model), ("experts", "mlp", "embed"), out_init)
 
     def __call__(
-        self, x: jax.Array, *, valid: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        valid: jax.Array | None = None,
+        key: jax.Array | None = None,
+        compute: Compute = DEFAULT,
     ) -> tuple[jax.Array, Router]:
         """x [B,S,D], valid bool [B,S] -> ([B,S,D], statistics). A token that is not valid goes nowhere and gets 0."""
         valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
@@ -91,7 +98,7 @@ class MoE(nnx.Module):
             y, dropped = self._dropless(x, weights, jnp.where(valid[..., None], chosen, self.n_experts)), jnp.zeros(())
         else:
             capacity = math.ceil(self.capacity_factor * self.top_k * x.shape[1] / self.n_experts)
-            y, dropped = self._dispatch(x, weights, hot, min(capacity, x.shape[1]))
+            y, dropped = self._dispatch(x, weights, hot, min(capacity, x.shape[1]), compute.dot)
         z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
         seen = valid.astype(jnp.float32)
         stats = (hot.sum((0, 1, 2)), jnp.einsum("bse,bs->e", probs, seen), (z * seen).sum(), seen.sum(), dropped)
@@ -109,7 +116,9 @@ class MoE(nnx.Module):
         )
         return run(x, weights, chosen, cast(self.gate, x), cast(self.up, x), cast(self.down, x))
 
-    def _dispatch(self, x: jax.Array, weights: jax.Array, hot: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+    def _dispatch(
+        self, x: jax.Array, weights: jax.Array, hot: jax.Array, capacity: int, kind: str
+    ) -> tuple[jax.Array, jax.Array]:
         """weights [B,S,k], hot [B,S,k,E] -> ([B,S,D], pairs dropped). C is the capacity of an expert in a row."""
         b, s, k, e = hot.shape
         queue = jnp.swapaxes(hot, 1, 2).reshape(b, k * s, e)  # all first choices, then all second ones
@@ -122,10 +131,10 @@ class MoE(nnx.Module):
         # Two places for one array make the compiler exchange tokens; else it gathers all of them for every expert.
         home, inner = (None, "act_batch", None, "act_embed"), ("act_experts", "act_groups", None)
         sent = constrain(constrain(jnp.einsum("bsec,bsd->ebcd", dispatch, x), *home), *inner, "act_embed")
-        gate = keep(jnp.einsum("ebcd,edf->ebcf", sent, cast(self.gate, x)), "gate")
-        up = keep(jnp.einsum("ebcd,edf->ebcf", sent, cast(self.up, x)), "up")
+        gate = keep(dot("ebcd,edf->ebcf", sent, self.gate, kind), "gate")
+        up = keep(dot("ebcd,edf->ebcf", sent, self.up, kind), "up")
         y = constrain(self.activation(gate) * up, *inner, "act_mlp")
-        y = constrain(constrain(jnp.einsum("ebcf,efd->ebcd", y, cast(self.down, x)), *inner, "act_embed"), *home)
+        y = constrain(constrain(dot("ebcf,efd->ebcd", y, self.down, kind), *inner, "act_embed"), *home)
         return jnp.einsum("bsec,ebcd->bsd", combine, y), (hot - taken).sum()
 
 

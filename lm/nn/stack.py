@@ -10,15 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.nn.block import AnyBlock, Context, Layer, MakeBlock
-
-Remat = Literal["none", "selective", "dots", "full"]
+from lm.nn.compute import Compute
 
 # What `selective` keeps of a layer; the parts name these with `keep`. Norms, activations and attention weights are
 # recomputed: cheap to make again and as large as all the rest together (Korthikanti et al., 2022, section 5).
@@ -53,13 +52,11 @@ class Segment(NamedTuple):
 class Stack:
     """How layers run. It holds no parameters; the model holds what `init` makes, one block for each kind of layer.
 
-    `scan` compiles one unit and loops over it (small programs, fast compiles); otherwise the loop is unrolled.
-    `remat` says what the backward pass recomputes. `layers` is a number of equal layers, or says what each is.
+    `layers` is a number of equal layers, or says what each is. `compute` says how they run, here and inside of them.
     """
 
     layers: int | tuple[Layer, ...]
-    scan: bool = True
-    remat: Remat = "none"
+    compute: Compute = Compute()
 
     @functools.cached_property
     def order(self) -> tuple[Layer, ...]:
@@ -87,18 +84,19 @@ class Stack:
         """x [B,S,D]; cache has a leading layers axis; `record` keeps the output of every layer."""
         graphdefs, params = zip(*(nnx.split(block) for block in blocks), strict=True)
         keys = None if key is None else jax.random.split(key, len(self.order))
+        context = context._replace(compute=self.compute)
 
         def run(layer: Layer):
             def one(x, params, key, cache):
                 return nnx.merge(graphdefs[layer.block], params)(x, context, layer, key=key, cache=cache)
 
-            if self.remat == "none":
+            if self.compute.remat == "none":
                 return one
-            return jax.checkpoint(one, policy=_POLICIES[self.remat], prevent_cse=not self.scan)
+            return jax.checkpoint(one, policy=_POLICIES[self.compute.remat], prevent_cse=not self.compute.scan)
 
         outs = []
         first = 0
-        for segment in segments(self.order) if self.scan else [Segment(self.order, 1, True)]:
+        for segment in segments(self.order) if self.compute.scan else [Segment(self.order, 1, True)]:
             n = len(segment.unit) * segment.repeats
             x, out = _run(segment, run, params, x, _cut(keys, first, n), _cut(cache, first, n), record)
             outs.append(out)

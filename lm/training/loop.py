@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import codec, distributed
+from lm import distributed
 from lm.checkpoint import Checkpoints, Meta
-from lm.config import Resolved
+from lm.config import Resolved, changes
 from lm.data import Corpus, Ramp, Stream
 from lm.data.stream.batches import Shape
 from lm.evals import perplexity
@@ -82,11 +81,11 @@ class Loop:
         """Where the run goes on, and which settings are others than there."""
         if start.meta is None:
             return []
-        before = codec.flatten(json.loads(start.meta.config)["config"])
-        now = codec.flatten(codec.encode(self.resolved.config))
-        changed = [f"{p}: {before.get(p)!r} -> {now.get(p)!r}" for p in now if before.get(p) != now.get(p)]
         step, seen = start.position
-        return [f"resuming at step {step}, {seen:,} examples seen", *(f"changed since: {c}" for c in changed)]
+        return [
+            f"resuming at step {step}, {seen:,} examples seen",
+            *(f"changed since: {c}" for c in changes(start.meta.config, self.resolved.config)),
+        ]
 
     def steps(self, state: State, at: Position) -> Result:
         """The host waits for the devices to log, evaluate and save, and is else a few steps ahead."""

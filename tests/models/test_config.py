@@ -24,7 +24,6 @@ LLAMA = Llama(vocab_size=97, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, d_
         (dict(d_model=0), r"model.d_model: expected a positive number, got 0"),
         (dict(n_layers=-1), r"model.n_layers"),
         (dict(dropout=1.0), r"model.dropout: expected a rate in \[0, 1\), got 1.0"),
-        (dict(attention_block=-1), r"model.attention_block"),
         (dict(n_heads=5, n_kv_heads=5), r"model.n_heads: 5 does not divide model.d_model 24"),
         (dict(n_kv_heads=3), r"model.n_kv_heads: 3 does not divide model.n_heads 4"),
         (dict(d_ff=0), r"model.d_ff: expected a positive number, got 0"),

@@ -15,6 +15,7 @@ from lm.errors import UserError
 from lm.models import Electra, GeneratorSize, Words
 from lm.models.base import abstract
 from lm.models.cost import count, flops_per_token
+from lm.nn.compute import Compute
 from lm.nn.param import paths
 from lm.objectives import ReplacedTokens
 from lm.objectives.replaced_tokens import filled, sample
@@ -314,7 +315,7 @@ DROPPING = dataclasses.replace(MODEL, n_layers=2, dropout=0.3)
 
 def test_gradients_do_not_depend_on_scan_or_remat():
     params, key = random_params(DROPPING), jax.random.key(1)
-    unrolled = dataclasses.replace(DROPPING, scan=False, remat="none")
+    unrolled = dataclasses.replace(DROPPING, compute=Compute(scan=False, remat="none"))
     assert_close(loss_and_gradient(unrolled, params, key), loss_and_gradient(DROPPING, params, key))
 
 
@@ -333,7 +334,8 @@ def test_flops_are_what_xla_counts():
     s, d = 64, 320
     model = Electra(
         vocab_size=512, d_embed=d, d_model=d, n_layers=2, n_heads=4, max_positions=66,
-        generator=GeneratorSize(d_model=192, n_heads=2, n_layers=3), scan=False, remat="none", attention_block=0,
+        generator=GeneratorSize(d_model=192, n_heads=2, n_layers=3),
+        compute=Compute(scan=False, remat="none", query_block=0),
     )  # fmt: skip
     objective = ReplacedTokens(mask_id=500, cls_id=501, sep_id=502, vocab_size=500)
     parts = abstract(model)

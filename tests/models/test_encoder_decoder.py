@@ -17,6 +17,7 @@ from lm.models import T5, Bart, MBart, SequenceLabels, Spans, TokenLabels, Trans
 from lm.models.base import abstract
 from lm.nn.attention import KVCache
 from lm.nn.block import CrossCache
+from lm.nn.compute import Compute
 from lm.nn.mask import Mask
 from lm.nn.param import paths
 from tests.models.reference import random_params
@@ -213,7 +214,7 @@ def test_packed_pairs_are_as_they_would_be_alone(name):
 @pytest.mark.parametrize("name", ["bart", "t5"])
 def test_scanned_layers_equal_unrolled_ones(name):
     _, params, forward = case(name)
-    _, _, unrolled = case(name, scan=False, remat="none")
+    _, _, unrolled = case(name, compute=Compute(scan=False, remat="none"))
     assert_close(forward(params, *random_tokens(), PLAIN), unrolled(params, *random_tokens(), PLAIN))
 
 

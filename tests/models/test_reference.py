@@ -14,6 +14,7 @@ from flax import nnx
 from lm.models import GPT2, Llama
 from lm.models.base import abstract
 from lm.nn.attention import KVCache
+from lm.nn.compute import Compute
 from lm.nn.mask import Mask
 from lm.nn.position import Rope
 from tests.models import reference
@@ -131,7 +132,7 @@ def test_bfloat16_is_near_float32_and_gives_float32_logits(name):
 @pytest.mark.parametrize("name, scan", [("gpt2", True), ("llama", True), ("llama", False)])
 def test_prefill_and_single_steps_through_a_cache_equal_one_pass(name, scan):
     case, tokens = make_case(name), random_tokens()
-    model = dataclasses.replace(case.model, scan=scan)
+    model = dataclasses.replace(case.model, compute=Compute(scan=scan))
     graphdef, slots, prompt = abstract(model).graphdef, 16, 5
 
     @jax.jit

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.nn.attention import Attention, KVCache, attend
+from lm.nn.attention import Attention, Heads, Inits, KVCache
+from lm.nn.kernels.reference import attend
 from lm.nn.mask import Mask, causal_mask, full_mask
 from lm.nn.param import normal
 from tests.models import reference
@@ -135,7 +136,7 @@ def test_dropout_takes_weights_at_the_rate_and_scales_the_rest(block):
 def test_new_keys_are_written_at_the_index_and_nowhere_else():
     d, slots, at = 7, 11, 4
     draw = lambda key, shape, dtype: jnp.asarray(rng.normal(size=shape), dtype)
-    attention = Attention(d, 4, 6, n_kv_heads=2, rngs=nnx.Rngs(0), init=draw, out_init=draw)
+    attention = Attention(d, Heads(4, 6, n_kv=2), rngs=nnx.Rngs(0), inits=Inits(draw, draw))
     x = rng.normal(size=(B, 3, d)).astype(np.float32)
     old = KVCache(*(rng.normal(size=(B, slots, 2, 6)).astype(np.float32) for _ in range(2)))
     mask = Mask(at + jnp.arange(3), jnp.arange(slots))
@@ -188,7 +189,7 @@ def test_scale_softcap_and_bias_are_the_formula_in_this_order(block):
 
 def test_memory_is_attended_to_as_keys_and_values_of_another_sequence():
     d, t = 12, 7
-    attn = Attention(d, 3, 4, rngs=nnx.Rngs(0), init=normal(0.5), out_init=normal(0.5), bias=True)
+    attn = Attention(d, Heads(3, 4), rngs=nnx.Rngs(0), inits=Inits(normal(0.5), normal(0.5)), bias=True)
     x, other = (rng.normal(size=(B, n, d)).astype(np.float32) for n in (S, t))
     y, cache = attn(x, full_mask(S, t), memory=attn.keys_values(jnp.asarray(other)))
     q, k, v = (

@@ -12,10 +12,12 @@ from flax import nnx
 
 from lm.models import GPT2, Gemma2, Gemma3, Llama, Qwen3Moe
 from lm.models.base import abstract
-from lm.nn.block import Layer
+from lm.nn.block import Context, Layer
+from lm.nn.compute import Compute, Remat
 from lm.nn.dropout import dropout
+from lm.nn.mask import causal_mask
 from lm.nn.param import ones, param
-from lm.nn.stack import Remat, Stack, segments, unstack
+from lm.nn.stack import Stack, segments, unstack
 from tests.models.reference import random_params
 from tests.tolerances import assert_close
 
@@ -25,9 +27,9 @@ TOKENS = np.random.default_rng(0).integers(0, 53, (2, 7)).astype(np.int32)
 WEIGHT = np.random.default_rng(1).normal(size=(2, 7, 12)).astype(np.float32)
 
 
-def hidden_fn(**how):
+def hidden_fn(dropout=0.0, **how):
     """params -> hidden states [2,7,12], with dropout where the model has it."""
-    graphdef = abstract(dataclasses.replace(MODEL, **how)).graphdef
+    graphdef = abstract(dataclasses.replace(MODEL, dropout=dropout, compute=Compute(**how))).graphdef
     return lambda params: nnx.merge(graphdef, params)(TOKENS, dtype=jnp.float32, key=jax.random.key(0)).hidden
 
 
@@ -44,7 +46,7 @@ def run(scan: bool, remat: str):
 
 
 # Unrolled, a policy differs only in what stands against common subexpressions: the default stands for all.
-HOW = [(True, remat) for remat in get_args(Remat) if remat != "none"] + [(False, "none"), (False, MODEL.remat)]
+HOW = [(True, remat) for remat in get_args(Remat) if remat != "none"] + [(False, "none"), (False, MODEL.compute.remat)]
 
 
 @pytest.mark.parametrize("scan, remat", HOW)
@@ -70,17 +72,22 @@ class Digit(nnx.Module):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_each_layer_drops_by_itself(scan):
-    stack = Stack(3, scan=scan)
+    stack = Stack(3, Compute(scan=scan, remat="none"))
     layers = stack.init(Digit, nnx.Rngs(0))
     layers.power[...] = jnp.array([1.0, 10.0, 100.0])
-    sums = np.asarray(jax.jit(lambda: stack([layers], jnp.zeros(200), None, key=jax.random.key(0)).x)()).astype(int)
+    sums = np.asarray(
+        jax.jit(lambda: stack([layers], jnp.zeros(200), Context(causal_mask(1)), key=jax.random.key(0)).x)()
+    ).astype(int)
     kept = np.array([sums // power % 10 for power in (1, 10, 100)])
     assert set(kept.flat) == {0, 1}
     assert (np.abs(np.corrcoef(kept) - np.eye(3)) < 4 / 200**0.5).all()
 
 
 def test_parameters_do_not_depend_on_scan_and_remat():
-    trees = [abstract(dataclasses.replace(MODEL, **how)) for how in ({}, dict(scan=False), dict(remat="none"))]
+    trees = [
+        abstract(dataclasses.replace(MODEL, compute=how))
+        for how in (Compute(), Compute(scan=False), Compute(remat="none"))
+    ]
     assert trees[0].params == trees[1].params == trees[2].params
     assert trees[0].infos == trees[1].infos == trees[2].infos
 
@@ -149,8 +156,8 @@ MIXED = {
 def test_layers_that_differ_are_the_same_scanned_and_unrolled_with_their_gradients(name):
     make, outs = MIXED[name], []
     params = random_params(make())
-    for how in ({"scan": True, "remat": "selective"}, {"scan": False, "remat": "none"}):
-        graphdef = abstract(make(**how)).graphdef
+    for how in (Compute(), Compute(scan=False, remat="none")):
+        graphdef = abstract(make(compute=how)).graphdef
 
         def f(params, graphdef=graphdef):
             out = nnx.merge(graphdef, params)(TOKENS, dtype=jnp.float32, record=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lm.errors import UserError
 from lm.models import Llama
 from lm.models.base import abstract
-from lm.nn.attention import attend
+from lm.nn.kernels.reference import attend
 from lm.nn.mask import causal_mask
 from lm.nn.position import Rope
 from lm.objectives import CausalLM, PrefixLM, noise

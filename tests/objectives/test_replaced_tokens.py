@@ -17,6 +17,7 @@ from lm.errors import UserError
 from lm.mesh import Mesh
 from lm.models import Electra, GeneratorSize
 from lm.models.base import abstract
+from lm.nn.compute import Compute
 from lm.nn.param import paths
 from lm.objectives import MaskedLM, ReplacedTokens
 from lm.objectives.replaced_tokens import filled, gumbel, sample
@@ -300,7 +301,7 @@ MODEL = Electra(
     d_ff=36,
     max_positions=12,
     generator=GeneratorSize(d_model=16, n_heads=2, d_ff=20),
-    remat="none",
+    compute=Compute(remat="none"),
 )
 OBJECTIVE = ReplacedTokens(**IDS, rate=0.3)
 RUN = runs.config(model=MODEL, objective=OBJECTIVE, optim=dict(ema_decay=None))
