@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from lm.models import Family, Task, Words
 from lm.models.cost import Row
 from lm.nn.moe import Router, balance_loss, z_loss
+from lm.objectives.cross_entropy import row_nll
 from lm.objectives.words import Spelling
 
 
@@ -26,7 +27,7 @@ class Loss(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Sums over an evaluation batch."""
+    """Sums over each row [B] of an evaluation batch; who asks reduces them."""
 
     nll: jax.Array  # nats
     weight: jax.Array  # number of targets
@@ -51,6 +52,20 @@ class SpecialToken(NamedTuple):
         if self.numbered:
             return {i: f"{self.numbered}_{n}" for n, i in enumerate(reversed(self.ids))}
         return {self.ids[0]: self.name.removesuffix("_id")}
+
+
+class Predictions(NamedTuple):
+    """What an objective asks of a model's head: the places of a batch, with what is to be found there."""
+
+    hidden: jax.Array  # [B,P,D]
+    targets: jax.Array  # [B,P] int
+    weights: jax.Array  # [B,P] float32: what each counts
+
+    def score(self, model: Any, n_bytes: jax.Array, chunks: int) -> Score:
+        """n_bytes [B,P]: those that each target stands for."""
+        head, params = model.head_fn()
+        nll = row_nll(head, params, self.hidden, self.targets, self.weights, chunks)
+        return Score(nll, jnp.sum(self.weights, axis=-1), jnp.sum(n_bytes, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +140,7 @@ class Objective:
         raise NotImplementedError
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """The evaluation sums; token_bytes [V] int32 gives the bytes each token stands for."""
+        """The evaluation sums of each row; token_bytes [V] int32 gives the bytes each token stands for."""
         raise NotImplementedError
 
 

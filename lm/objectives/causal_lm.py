@@ -16,8 +16,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
+from lm.nn.moe import Router
 from lm.objectives import noise
-from lm.objectives.base import Loss, Objective, Score, router_loss
+from lm.objectives.base import Loss, Objective, Predictions, Score, router_loss
 from lm.objectives.cross_entropy import cross_entropy
 from lm.sharding import constrain
 
@@ -89,22 +90,26 @@ class CausalLM(Objective):
         return {"tokens": self._text(rows)}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
+        predictions, router = self.predictions(model, batch, dtype=dtype, key=key)
+        head, params = model.head_fn()
+        total, nll = cross_entropy(head, params, *predictions, self.z_loss, self.label_smoothing, self.chunks)
+        weight = jnp.sum(predictions.weights)
+        return Loss(total + weight * router_loss(router, self.router_balance, self.router_z), nll, weight)
+
+    def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
+        predictions, _ = self.predictions(model, batch, dtype=dtype, key=None)
+        n_bytes = jnp.where(predictions.weights > 0, token_bytes[predictions.targets], 0)
+        return predictions.score(model, n_bytes, self.chunks)
+
+    def predictions(
+        self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
+    ) -> tuple[Predictions, Router | None]:
+        """Of the token after each, and what a mixture of experts did for it."""
         packed = unpack(batch["tokens"], self.start_id, self.pad_id)
         weights = self.weights(batch, packed)
         within = {"positions": packed.positions, "segments": packed.segments} if self.document_mask else {}
         out = model(packed.inputs, dtype=dtype, key=key, valid=packed.weights > 0, **within, **self.seen(batch))
-        head, params = model.head_fn()
-        total, nll = cross_entropy(
-            head, params, out.hidden, packed.targets, weights, self.z_loss, self.label_smoothing, self.chunks
-        )
-        weight = jnp.sum(weights)
-        return Loss(total + weight * router_loss(out.router, self.router_balance, self.router_z), nll, weight)
-
-    def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        loss = dataclasses.replace(self, z_loss=0.0, label_smoothing=0.0).loss(model, batch, dtype=dtype, key=None)
-        packed = unpack(batch["tokens"], self.start_id, self.pad_id)
-        n_bytes = jnp.sum(jnp.where(self.weights(batch, packed) > 0, token_bytes[packed.targets], 0))
-        return Score(loss.nll, loss.weight, n_bytes)
+        return Predictions(out.hidden, packed.targets, weights), out.router
 
     def weights(self, batch: dict[str, jax.Array], packed: Packed) -> jax.Array:
         """float32 [B,S]: what each target counts."""

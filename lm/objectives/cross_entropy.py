@@ -52,13 +52,23 @@ def _backward(head, z_loss, label_smoothing, chunks, residuals, cotangents):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _over_chunks(head, params, x, targets, weights, z_loss, label_smoothing, chunks, with_gradient):
-    """((total, nll), (d params, d x) or None). Chunk c holds the tokens s = c mod chunks: a strided cut, so that a
-    sequence sharded over devices stays sharded within each chunk."""
+def row_nll(
+    head: HeadFn, params: Any, x: jax.Array, targets: jax.Array, weights: jax.Array, chunks: int = 1
+) -> jax.Array:
+    """The nll of `cross_entropy`, summed over the tokens of each row alone: float32 [B]. It has no gradient."""
+    return _over_chunks(head, params, x, targets, weights, 0.0, 0.0, chunks, with_gradient=False, axis=-1)[0][1]
+
+
+def _over_chunks(head, params, x, targets, weights, z_loss, label_smoothing, chunks, with_gradient, axis=None):
+    """((total, nll), (d params, d x) or None), summed over `axis` of [B,S], or all of it.
+
+    Chunk c holds the tokens s = c mod chunks: a strided cut, so that a sequence sharded over devices stays sharded
+    within each chunk.
+    """
     s = x.shape[1]
     if s % chunks:
         raise ValueError(f"cross_entropy: {chunks} chunks do not divide a sequence of {s}")
-    one = functools.partial(_chunk, head, params, z_loss, label_smoothing, with_gradient)
+    one = functools.partial(_chunk, head, params, z_loss, label_smoothing, with_gradient, axis)
     if chunks == 1:
         return one(x, targets, weights)
 
@@ -71,7 +81,7 @@ def _over_chunks(head, params, x, targets, weights, z_loss, label_smoothing, chu
         carry = jax.tree.map(jnp.add, carry, (sums, gradient[0] if with_gradient else None))
         return carry, d_x
 
-    zero = jnp.zeros((), jnp.float32)
+    zero = jnp.zeros(() if axis is None else x.shape[:1], jnp.float32)
     start = ((zero, zero), jax.tree.map(jnp.zeros_like, params) if with_gradient else None)
     (sums, d_params), d_x = jax.lax.scan(body, start, (cut(x), cut(targets), cut(weights)))
     if not with_gradient:
@@ -79,7 +89,7 @@ def _over_chunks(head, params, x, targets, weights, z_loss, label_smoothing, chu
     return sums, (d_params, jnp.moveaxis(d_x, 0, 2).reshape(x.shape))
 
 
-def _chunk(head, params, z_loss, label_smoothing, with_gradient, x, targets, weights):
+def _chunk(head, params, z_loss, label_smoothing, with_gradient, axis, x, targets, weights):
     if with_gradient:
         logits, pull_back = jax.vjp(head, params, x)
     else:
@@ -95,7 +105,7 @@ def _chunk(head, params, z_loss, label_smoothing, with_gradient, x, targets, wei
     per_token = nll + z_loss * log_z**2
     if label_smoothing:
         per_token = per_token + label_smoothing * (log_z - jnp.mean(logits, axis=-1) - nll)
-    sums = (jnp.sum(weights * per_token), jnp.sum(weights * nll))
+    sums = (jnp.sum(weights * per_token, axis), jnp.sum(weights * nll, axis))
     if pull_back is None:
         return sums, None
     p = exp * ((weights * (1.0 + 2.0 * z_loss * log_z))[..., None] / z)

@@ -20,7 +20,7 @@ from lm.errors import UserError
 from lm.models import Family
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score
-from lm.objectives.seq2seq import restoring_loss
+from lm.objectives.seq2seq import decoder_loss, restored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,14 +91,14 @@ class Denoising(Objective):
         return {"inputs": inputs, "targets": text.astype(np.int32)}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
-        return restoring_loss(self, model, batch, z_loss=self.z_loss, chunks=self.chunks, dtype=dtype, key=key)
+        return decoder_loss(model, restored(self, model, batch, dtype=dtype, key=key), self.z_loss, 0.0, self.chunks)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """Of the whole row, the tokens that the encoder sees included."""
-        loss = self.loss(model, batch, dtype=dtype, key=None)
+        predictions = restored(self, model, batch, dtype=dtype, key=None)
         targets = batch["targets"]
-        n_bytes = jnp.sum(jnp.where(targets != self.pad_id, token_bytes[targets], 0))
-        return Score(loss.nll, loss.weight, n_bytes)
+        n_bytes = jnp.where(targets != self.pad_id, token_bytes[targets], 0)
+        return predictions.score(model, n_bytes, self.chunks)
 
     def _permuted(self, text: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """The tokens of a row, sorted by document, then by a random number of their sentence, then by place."""

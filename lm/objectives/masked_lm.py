@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from lm.errors import UserError
 from lm.models import Family, Task, Words, WordsAndPair
 from lm.objectives import noise, pairs
-from lm.objectives.base import Loss, Objective, Score
+from lm.objectives.base import Loss, Objective, Predictions, Score
 from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.words import Spelling, whole, words_of
 from lm.objectives.words import Words as WordTable
@@ -165,13 +165,10 @@ class MaskedLM(Objective):
         return self._mask(tokens, ids, words) | pair
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
-        tokens, weights = batch["tokens"], batch["weights"]
-        hidden = model(
-            tokens, dtype=dtype, token_types=batch.get("token_types"), valid=tokens != self.pad_id, key=key
-        ).hidden
-        x = constrain(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1), "act_batch", None, None)
+        predictions, hidden = self.predictions(model, batch, dtype=dtype, key=key)
+        weights = predictions.weights
         head, params = model.head_fn()
-        total, nll = cross_entropy(head, params, x, batch["targets"], weights, self.z_loss, 0.0, self.chunks)
+        total, nll = cross_entropy(head, params, *predictions, self.z_loss, 0.0, self.chunks)
         if self.pair != "none":
             log_p = jax.nn.log_softmax(model.pair_logits(hidden))
             label = batch["pair"]
@@ -181,9 +178,20 @@ class MaskedLM(Objective):
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """The masked tokens alone: their nll (a pseudo-likelihood) and bytes."""
-        loss = self.loss(model, batch, dtype=dtype, key=None)
-        n_bytes = jnp.sum(jnp.where(batch["weights"] > 0, token_bytes[batch["targets"]], 0))
-        return Score(loss.nll, loss.weight, n_bytes)
+        predictions, _ = self.predictions(model, batch, dtype=dtype, key=None)
+        n_bytes = jnp.where(predictions.weights > 0, token_bytes[predictions.targets], 0)
+        return predictions.score(model, n_bytes, self.chunks)
+
+    def predictions(
+        self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
+    ) -> tuple[Predictions, jax.Array]:
+        """Of the masked tokens, and the hidden states [B,S,D] of all."""
+        tokens = batch["tokens"]
+        hidden = model(
+            tokens, dtype=dtype, token_types=batch.get("token_types"), valid=tokens != self.pad_id, key=key
+        ).hidden
+        x = constrain(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1), "act_batch", None, None)
+        return Predictions(x, batch["targets"], batch["weights"]), hidden
 
     def _single(self, tokens: np.ndarray) -> np.ndarray:
         """[n,S+1] -> [CLS] text [SEP] padding, [n,S]."""

@@ -19,7 +19,7 @@ from lm.errors import UserError
 from lm.models import Task, WordsAndReplaced
 from lm.nn.dropout import split_key
 from lm.objectives import noise
-from lm.objectives.base import Loss
+from lm.objectives.base import Loss, Predictions
 from lm.objectives.cross_entropy import HeadFn, cross_entropy
 from lm.objectives.masked_lm import MaskedLM
 from lm.objectives.words import Words as WordTable
@@ -78,10 +78,10 @@ class ReplacedTokens(MaskedLM):
         tokens, at, targets, weights = (batch[k] for k in ("tokens", "positions", "targets", "weights"))
         valid = tokens != self.pad_id
         k_generator, k_discriminator = split_key(key, 2)
-        hidden = model.generate(tokens, dtype=dtype, valid=valid, key=k_generator).hidden
-        x = constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), "act_batch", None, None)
+        predictions, _ = self.predictions(model, batch, dtype=dtype, key=k_generator)
+        x = predictions.hidden
         head, params = model.head_fn()
-        total, nll = cross_entropy(head, params, x, targets, weights, self.z_loss, 0.0, self.chunks)
+        total, nll = cross_entropy(head, params, *predictions, self.z_loss, 0.0, self.chunks)
 
         drawn = sample(head, *jax.lax.stop_gradient((params, x)), batch["noise"], self.chunks)
         original = filled(tokens, at, targets, weights)
@@ -91,6 +91,15 @@ class ReplacedTokens(MaskedLM):
         of_row = jnp.sum(jnp.where(valid, wrong, 0.0), axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
         total += self.detector_weight * jnp.sum(of_row * jnp.sum(weights, axis=1))
         return Loss(total, nll, jnp.sum(weights))
+
+    def predictions(
+        self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
+    ) -> tuple[Predictions, jax.Array]:
+        """Of the generator, and its hidden states."""
+        tokens = batch["tokens"]
+        hidden = model.generate(tokens, dtype=dtype, valid=tokens != self.pad_id, key=key).hidden
+        x = constrain(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1), "act_batch", None, None)
+        return Predictions(x, batch["targets"], batch["weights"]), hidden
 
 
 def sample(head: HeadFn, params: Any, x: jax.Array, seeds: jax.Array, chunks: int = 1) -> jax.Array:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.models import Family
-from lm.objectives.base import Loss, Objective, Score
+from lm.objectives.base import Loss, Objective, Predictions, Score
 from lm.objectives.cross_entropy import cross_entropy
 
 
@@ -27,31 +27,26 @@ def shift_right(targets: jax.Array, start_id: int) -> jax.Array:
     return jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
 
 
-def decoder_loss(
-    model: Any, hidden: jax.Array, targets: jax.Array, pad_id: int, z_loss: float, label_smoothing: float, chunks: int
-) -> Loss:
-    """hidden [B,T,D] of the decoder, targets [B,T]; padding does not count."""
-    weights = (targets != pad_id).astype(jnp.float32)
+def decoder_loss(model: Any, predictions: Predictions, z_loss: float, label_smoothing: float, chunks: int) -> Loss:
+    """The loss of a decoder's predictions."""
     head, params = model.head_fn()
-    total, nll = cross_entropy(head, params, hidden, targets, weights, z_loss, label_smoothing, chunks)
-    return Loss(total, nll, jnp.sum(weights))
+    total, nll = cross_entropy(head, params, *predictions, z_loss, label_smoothing, chunks)
+    return Loss(total, nll, jnp.sum(predictions.weights))
 
 
-def restoring_loss(
-    objective: Objective,
-    model: Any,
-    batch: dict[str, jax.Array],
-    *,
-    z_loss: float,
-    chunks: int,
-    dtype: DTypeLike,
-    key: jax.Array | None,
-) -> Loss:
+def restored(
+    objective: Objective, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
+) -> Predictions:
     """Of "targets" [B,T] from what is left of them in "inputs" [B,S], one text a row, with padding at its end."""
     inputs, targets = batch["inputs"], batch["targets"]
     targets_in = shift_right(targets, objective.decoder_start_id)
     hidden = model(inputs, targets_in, dtype=dtype, valid=inputs != objective.pad_id, key=key).hidden
-    return decoder_loss(model, hidden, targets, objective.pad_id, z_loss, 0.0, chunks)
+    return Predictions(hidden, targets, real(targets, objective.pad_id))
+
+
+def real(targets: jax.Array, pad_id: int) -> jax.Array:
+    """float32 [B,T]: 0 for padding, which does not count."""
+    return (targets != pad_id).astype(jnp.float32)
 
 
 class Places(NamedTuple):
@@ -149,6 +144,19 @@ class Seq2Seq(Objective):
         return {"inputs": inputs, "targets": targets}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
+        predictions = self.predictions(model, batch, dtype=dtype, key=key)
+        return decoder_loss(model, predictions, self.z_loss, self.label_smoothing, self.chunks)
+
+    def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
+        """Of the targets, given their sources."""
+        predictions = self.predictions(model, batch, dtype=dtype, key=None)
+        n_bytes = jnp.where(predictions.weights > 0, token_bytes[predictions.targets], 0)
+        return predictions.score(model, n_bytes, self.chunks)
+
+    def predictions(
+        self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
+    ) -> Predictions:
+        """Of every target of every pair."""
         inputs, targets = batch["inputs"], batch["targets"]
         source, target = (places(tokens, self.start_id, self.pad_id) for tokens in (inputs, targets))
         opens = (target.positions == 0) & (target.segments > 0)
@@ -163,14 +171,7 @@ class Seq2Seq(Objective):
             target_positions=target.positions,
             key=key,
         ).hidden
-        return decoder_loss(model, hidden, targets, self.pad_id, self.z_loss, self.label_smoothing, self.chunks)
-
-    def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """Of the targets, given their sources."""
-        loss = self.loss(model, batch, dtype=dtype, key=None)
-        targets = batch["targets"]
-        n_bytes = jnp.sum(jnp.where(targets != self.pad_id, token_bytes[targets], 0))
-        return Score(loss.nll, loss.weight, n_bytes)
+        return Predictions(hidden, targets, real(targets, self.pad_id))
 
     def _pack(self, row, n_source, n_target, n):
         """Which pairs [p] fit, and where each begins in its rows. A step of the loop is the k-th pair of every row."""

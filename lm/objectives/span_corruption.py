@@ -21,7 +21,7 @@ from lm.errors import UserError
 from lm.models import Family
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score, SpecialToken
-from lm.objectives.seq2seq import restoring_loss
+from lm.objectives.seq2seq import decoder_loss, restored
 
 
 class Lengths(NamedTuple):
@@ -147,15 +147,15 @@ class SpanCorruption(Objective):
         return {"inputs": inputs, "targets": targets}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
-        return restoring_loss(self, model, batch, z_loss=self.z_loss, chunks=self.chunks, dtype=dtype, key=key)
+        return decoder_loss(model, restored(self, model, batch, dtype=dtype, key=key), self.z_loss, 0.0, self.chunks)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         """Of the targets, sentinels and eos included, which stand for no bytes."""
-        loss = self.loss(model, batch, dtype=dtype, key=None)
+        predictions = restored(self, model, batch, dtype=dtype, key=None)
         targets = batch["targets"]
         is_sentinel = (targets <= self.first_sentinel_id) & (targets >= self._last_sentinel_id)
-        n_bytes = jnp.sum(jnp.where(is_sentinel | (targets == self.pad_id), 0, token_bytes[targets]))
-        return Score(loss.nll, loss.weight, n_bytes)
+        n_bytes = jnp.where(is_sentinel | (targets == self.pad_id), 0, token_bytes[targets])
+        return predictions.score(model, n_bytes, self.chunks)
 
     def _corrupt(self, text: np.ndarray, ids: np.ndarray, lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
         """[n,L] without padding -> inputs, targets."""

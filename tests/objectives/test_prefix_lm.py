@@ -228,7 +228,7 @@ def test_score_counts_the_bytes_of_the_suffix_alone():
     batch = objective.examples({"tokens": row(START, *A, START, *C, START), "id": np.arange(1)})
     token_bytes = np.arange(100, 100 + V).astype(np.int32)
     f = jax.jit(lambda p, b, n: objective.score(nnx.merge(graphdef, p), b, n, dtype=jnp.float32))
-    score = f(params, batch, token_bytes)
+    score = jax.tree.map(np.sum, f(params, batch, token_bytes))
     suffix = [*A[3:], START, *C[2:], START]  # of 6 and of 4 targets, floor(f n) are known
     assert float(score.weight) == len(suffix) and int(score.n_bytes) == sum(100 + t for t in suffix)
     assert_equal(score.nll, loss_fn(PrefixLM(**IDS, min_prefix=0.5, max_prefix=0.5))(batch).nll)
