@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.processes import free_port
 
@@ -25,7 +24,9 @@ def emulator(bucket: str) -> Iterator[dict[str, str]]:
     url = f"http://127.0.0.1:{port}"
     where = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
     names = ["-public-host", f"127.0.0.1:{port}", "-external-url", url]  # in the addresses it answers with
-    server = subprocess.Popen([_get_binary_path(), *where, *names], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [_get_binary_path(), *where, *names], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         make = urllib.request.Request(
             f"{url}/storage/v1/b?project=p",
