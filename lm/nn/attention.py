@@ -113,7 +113,7 @@ class Attention(nnx.Module):
             if cache is not None:
                 cache = KVCache(*(_write(old, new, index) for old, new in zip(cache, (k, v), strict=True)))
                 k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
-        options = {"bias": bias, "softcap": self.softcap, "dropout_rate": self.dropout, "key": key}
+        options: dict[str, Any] = {"bias": bias, "softcap": self.softcap, "dropout_rate": self.dropout, "key": key}
         attend = kernels.choose(compute.attention, kernels.needs(mask, **options))
         y = attend(q, k, v, mask, scale=self.scale * scale, block=compute.query_block, **options)
         y = dot("bshk,hkd->bsd", keep(y, "attended"), self.o, compute.dot)
