@@ -63,8 +63,7 @@ class Perplexity:
 
 
 def totals(score: Any) -> Any:
-    """`score`, jitted to give the sums of a batch. In one program with those of rows: the compiler then adds all the
-    tokens of a batch in one go, and nothing is left of the rows."""
+    """`score`, jitted to give the sums of a batch: each row's in float32, then those of the rows."""
 
     @jax.jit
     def of_batch(params: Any, batch: dict[str, jax.Array], token_bytes: jax.Array) -> Score:

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from lm.evals.perplexity import Perplexity, compress, evaluate, total
+from lm.evals.perplexity import Perplexity, compress, evaluate, total, totals
 from lm.objectives import Score
 
 
@@ -20,6 +20,12 @@ def test_sums_over_batches_and_divides_once():
     assert result.loss == 0.5
     assert result.perplexity == pytest.approx(math.exp(0.5))
     assert result.bits_per_byte == pytest.approx(4 / math.log(2) / 16)
+
+
+def test_the_sums_of_rows_are_added_over_a_batch():
+    score = lambda params, batch, table: Score(params * batch["x"], batch["x"] > 1, table[batch["x"]])
+    found = totals(score)(2, {"x": jnp.array([1, 2, 3])}, jnp.array([0, 5, 7, 11]))
+    assert tuple(map(int, found)) == (12, 2, 23)
 
 
 def test_uniform_bytes_cost_eight_bits():

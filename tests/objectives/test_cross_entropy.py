@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.objectives.cross_entropy import cross_entropy
+from lm.objectives.cross_entropy import cross_entropy, row_nll
 from tests.models import reference
 from tests.tolerances import assert_close
 
@@ -80,6 +80,14 @@ def test_any_number_of_chunks_gives_the_same(chunks):
 def test_without_a_gradient_the_sums_are_the_same(chunks):
     sums = jax.jit(lambda: cross_entropy(head, PARAMS, X, TARGETS, WEIGHTS, *TERMS[-1], chunks))()
     assert_close(sums, in_numpy(PARAMS, X, *TERMS[-1]))
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_each_row_has_the_nll_it_has_alone(chunks):
+    rows = jax.jit(lambda: row_nll(head, PARAMS, X, TARGETS, WEIGHTS, chunks))()
+    logits = X.astype(np.float64) @ PARAMS["w"] + PARAMS["b"]
+    alone = [reference.cross_entropy(*(a[i : i + 1] for a in (logits, TARGETS, WEIGHTS)), 0.0, 0.0)[1] for i in (0, 1)]
+    assert_close(rows, np.array(alone))
 
 
 def test_only_the_total_has_a_gradient_and_only_to_params_and_x():

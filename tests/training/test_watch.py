@@ -1,10 +1,24 @@
-"""What counts as a spike."""
+"""What counts as a spike, and what becomes of a verdict."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from lm.training.watch import AT_LEAST, WINDOW, Spikes
+from lm.data.stream.batches import Shape
+from lm.training.state import Position
+from lm.training.watch import (
+    AT_LEAST,
+    WINDOW,
+    Done,
+    Finite,
+    NonFiniteLoss,
+    Spikes,
+    Targets,
+    Verdict,
+    Watch,
+)
 
 
 def falling(n: int, seed: int = 0) -> np.ndarray:
@@ -57,3 +71,25 @@ def test_constant_losses_have_no_spread_to_be_measured_by():
     spikes = Spikes(8.0)
     assert not any(spikes(1.0 + 1e-6 * (i % 3)) for i in range(300))
     assert spikes(1.1) is not None
+
+
+def test_an_observer_reports_goes_on_or_stops_and_the_next_one_still_looks(tmp_path):
+    """Verdicts are acted on in the order of steps; the first with an error is raised, and names the checkpoint."""
+    looked, said = [], []
+
+    class Odd:
+        def look(self, done):
+            looked.append((done.step, done.first, done.stop, float(done.metrics["loss"])))
+            if done.step == 6:
+                return Verdict("step 6 is odd")
+            return Verdict("{kept} is kept", error=NonFiniteLoss) if done.step == 7 else None
+
+    last = SimpleNamespace(latest=lambda: 5, folder=tmp_path / "checkpoints")
+    watch = Watch([Odd(), Finite(), Targets()], None, (), last, SimpleNamespace(print=said.append))
+    shape = Shape(4, 4, 8)
+    begun = [Done(Position(n, 4 * n), shape, {"loss": n, "grad_norm": 1.0, "tokens": 3}) for n in (4, 5)]
+    assert [d.metrics["loss"] for d in watch.look(begun)] == [4, 5]
+    assert said == ["step 6 is odd"]
+    with pytest.raises(NonFiniteLoss, match="^step 5 is kept$"):
+        watch.look([Done(Position(6, 24), shape, {"loss": 6.0, "grad_norm": 1.0, "tokens": 3})])
+    assert looked == [(5, 16, 20, 4.0), (6, 20, 24, 5.0), (7, 24, 28, 6.0)]
