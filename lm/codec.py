@@ -225,9 +225,10 @@ def _replace(kind: Any, node: Any, keys: list[str], value: Any, path: str) -> An
     if not dataclasses.is_dataclass(node):
         parent = at.rpartition(".")[0]
         raise UserError(f"{at}: {parent} is {node!r}, which has no fields; set {parent} itself")
-    if key in old_names(type(node)):
-        say(at.rpartition(".")[0] or type(node).__name__, type(node), [key])
-        today = [*old_names(type(node))[key].split("."), *rest]
+    holder: Any = type(node)
+    if key in old_names(holder):
+        say(at.rpartition(".")[0] or holder.__name__, holder, [key])
+        today = [*old_names(holder)[key].split("."), *rest]
         return _replace(kind, node, today, value, ".".join([*path.split(".")[: -len(keys)], *today]))
     hints = field_types(type(node))
     if key not in hints:

@@ -58,7 +58,8 @@ def path_today(node: Any, path: str) -> str:
     keys, out = path.split("."), []
     while keys:
         key, *keys = keys
-        names = old_names(type(node))
+        kind: Any = type(node)
+        names = old_names(kind)
         if key in names:
             keys = names[key].split(".") + keys
             continue

@@ -85,10 +85,10 @@ class Bert(Model):
             case Words():
                 return {"head": self.word_head(rngs)}
             case WordsAndPair():
-                pair = linear(2, dropout=self.pair_dropout)
+                pair = linear(2, dropout=self.pair_dropout, used="row")
                 return {"pooler": self.pooler(rngs), "head": self.word_head(rngs), "pair": pair}
             case SequenceLabels(n_labels=n):
-                return {"pooler": self.pooler(rngs), "labeler": linear(n, dropout=self.label_dropout)}
+                return {"pooler": self.pooler(rngs), "labeler": linear(n, dropout=self.label_dropout, used="row")}
             case TokenLabels(n_labels=n):
                 return {"labeler": linear(n, dropout=self.label_dropout)}
             case Spans():

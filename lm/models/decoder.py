@@ -15,7 +15,7 @@ from lm.models.base import Model, Output
 from lm.models.tasks import Labels, SequenceLabels, Spans, Words
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
-from lm.nn.embed import Embed, Head, head_fn
+from lm.nn.embed import Embed, Head, head_fn, tie
 from lm.nn.heads import Linear, LinearHead
 from lm.nn.mask import Mask, causal_mask
 from lm.nn.param import Init, attach
@@ -47,6 +47,7 @@ class Decoder(nnx.Module):
         project_out: Linear | None = None,
         dropout: float = 0.0,
     ):
+        tie(head, embed)
         self.embed, self.stack, self.layers, self.head = embed, stack, layers, head
         attach(self, norm=norm, dense_layers=dense_layers, positions=positions)
         attach(self, project_in=project_in, project_out=project_out)
@@ -128,7 +129,9 @@ def task_head(model: Model, width: int, *, tied: bool, rngs: nnx.Rngs, init: Ini
     if isinstance(task, Labels):
         each = not isinstance(task, SequenceLabels)  # as transformers has it: `score` of a sequence is bare
         rate = model.dropout if each else 0.0
-        return LinearHead(width, task.n_labels, rngs=rngs, init=init, dropout=rate, bias=each)
+        return LinearHead(
+            width, task.n_labels, rngs=rngs, init=init, dropout=rate, bias=each, used="token" if each else "row"
+        )
     if isinstance(task, Spans):
         return LinearHead(width, 2, rngs=rngs, init=init, dropout=0.0)
     raise UserError(

@@ -23,7 +23,7 @@ from lm.models.tasks import Task, WordsAndReplaced
 from lm.nn.activation import ACTIVATIONS, Activation
 from lm.nn.block import AnyBlock
 from lm.nn.dropout import split_key
-from lm.nn.embed import Head, head_fn
+from lm.nn.embed import Head, head_fn, tie
 from lm.nn.heads import Linear
 from lm.nn.param import Init
 from lm.nn.stack import Stack
@@ -54,6 +54,7 @@ class ElectraEncoder(Encoder):
 
     def __init__(self, *parts: Any, generator: WordGenerator, detector: Detector, **optional: Any):
         super().__init__(*parts, **optional)
+        tie(generator.head, self.embed)
         self.generator, self.detector = generator, detector
 
     def generate(

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from lm.models.base import Output
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
-from lm.nn.embed import Embed, Head, Types, head_fn
+from lm.nn.embed import Embed, Head, Types, head_fn, tie
 from lm.nn.heads import DenseHead, Linear, LinearHead, Pooler
 from lm.nn.mask import full_mask
 from lm.nn.param import attach
@@ -80,6 +80,7 @@ class Encoder(Trunk):
         dropout: float = 0.0,
     ):
         super().__init__(stack, layers, project=project)
+        tie(head, embed)
         self.embed, self.positions, self.norm = embed, positions, norm
         attach(self, types=types, pooler=pooler, head=head, pair=pair, labeler=labeler)
         self.dropout = dropout

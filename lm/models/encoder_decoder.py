@@ -16,10 +16,10 @@ from lm.models.encoder import attended
 from lm.models.tasks import SequenceLabels, Spans, TokenLabels, Words
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
-from lm.nn.embed import Embed, Head, head_fn
+from lm.nn.embed import Embed, Head, head_fn, tie
 from lm.nn.heads import DenseHead, LinearHead
 from lm.nn.mask import Mask, full_mask
-from lm.nn.param import Init, attach
+from lm.nn.param import Init, attach, place
 from lm.nn.position import LearnedPositions, RelativeBias, Sinusoids
 from lm.nn.stack import Stack, Stacked
 
@@ -96,6 +96,8 @@ class EncoderDecoder(nnx.Module):
         head: Head | None = None,
         labeler: LinearHead | DenseHead | None = None,
     ):
+        place(encoder, "memory")
+        tie(head, embed if target_embed is None else target_embed)
         self.embed, self.encoder = embed, encoder
         attach(self, decoder=decoder, target_embed=target_embed, head=head, labeler=labeler)
 
@@ -225,7 +227,8 @@ def task_labeler(model: Model, *, rngs: nnx.Rngs, init: Init) -> LinearHead | De
     if isinstance(task, SequenceLabels):
         return DenseHead(model.d_model, task.n_labels, rngs=rngs, init=init, dropout=0.0)
     if isinstance(task, TokenLabels):
-        return LinearHead(model.d_model, task.n_labels, rngs=rngs, init=init, dropout=0.0)
+        # by the encoder alone
+        return LinearHead(model.d_model, task.n_labels, rngs=rngs, init=init, dropout=0.0, used="memory")
     if isinstance(task, Spans):
         return LinearHead(model.d_model, 2, rngs=rngs, init=init, dropout=0.0)
     raise UserError(

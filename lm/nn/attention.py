@@ -12,7 +12,7 @@ from lm.nn import kernels
 from lm.nn.compute import DEFAULT, Compute
 from lm.nn.dot import dot
 from lm.nn.mask import Mask
-from lm.nn.param import Init, attach, cast, keep, param, zeros
+from lm.nn.param import Init, attach, cast, keep, param, place, zeros
 from lm.nn.rope import Rotation, rotate
 from lm.sharding import constrain
 
@@ -75,7 +75,7 @@ class Attention(nnx.Module):
         h, kv, k = heads.n, heads.n_kv or heads.n, heads.dim
         self.dropout, self.softcap = scores.dropout, scores.softcap
         self.scale = k**-0.5 if scores.scale is None else scores.scale
-        self.q = param(rngs, (d_model, h, k), ("embed", "heads", "head_dim"), inits.q or inits.qkv)
+        self.q = param(rngs, (d_model, h, k), ("embed", "heads", "head_dim"), inits.q or inits.qkv, keys="token")
         self.k = param(rngs, (d_model, kv, k), ("embed", "kv_heads", "head_dim"), inits.qkv)
         self.v = param(rngs, (d_model, kv, k), ("embed", "kv_heads", "head_dim"), inits.qkv)
         self.o = param(rngs, (h, k, d_model), ("heads", "head_dim", "embed"), inits.out)
@@ -89,6 +89,13 @@ class Attention(nnx.Module):
             self.o_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
         if norms is not None:
             attach(self, q_norm=norms[0], k_norm=norms[1])
+
+    def over_memory(self) -> Attention:
+        """The same, declared to take its keys and values from a memory."""
+        self.q.set_metadata(keys="memory")
+        for name in ("k", "v", "k_bias", "v_bias", "k_norm"):
+            place(getattr(self, name, None), "memory")
+        return self
 
     def __call__(
         self,
@@ -113,9 +120,20 @@ class Attention(nnx.Module):
             if cache is not None:
                 cache = KVCache(*(_write(old, new, index) for old, new in zip(cache, (k, v), strict=True)))
                 k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
-        options: dict[str, Any] = {"bias": bias, "softcap": self.softcap, "dropout_rate": self.dropout, "key": key}
-        attend = kernels.choose(compute.attention, kernels.needs(mask, **options))
-        y = attend(q, k, v, mask, scale=self.scale * scale, block=compute.query_block, **options)
+        drops = self.dropout > 0.0 and key is not None
+        needed = kernels.needs(mask, bias=bias is not None, softcap=self.softcap is not None, dropout=drops)
+        y = kernels.choose(compute.attention, needed)(
+            q,
+            k,
+            v,
+            mask,
+            scale=self.scale * scale,
+            bias=bias,
+            softcap=self.softcap,
+            dropout_rate=self.dropout,
+            key=key,
+            block=compute.query_block,
+        )
         y = dot("bshk,hkd->bsd", keep(y, "attended"), self.o, compute.dot)
         if self.out_bias:
             y = y + cast(self.o_bias, x)

@@ -85,9 +85,11 @@ class _Layers(nnx.Module):
     ):
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
         assert (cross is None) == (cross_norm is None)
+        cross = None if cross is None else cross.over_memory()
         attach(self, cross_norm=cross_norm, cross=cross, post_norm1=post_norm1, post_norm2=post_norm2)
         self.dropout = dropout
 
+    @jax.named_scope("attention")
     def _attention(self, x, context: Context, layer: Layer, key, cache: Cache):
         k_attn, k_drop = split_key(key, 2)
         y, own = self.attn(
@@ -108,6 +110,7 @@ class _Layers(nnx.Module):
             return dropout(y, self.dropout, k_drop), cache._replace(own=own)
         return dropout(y, self.dropout, k_drop), own
 
+    @jax.named_scope("cross_attention")
     def _cross_attention(self, x, context: Context, key, cache: Cache):
         k_attn, k_drop = split_key(key, 2)
         if isinstance(cache, CrossCache):
@@ -119,6 +122,7 @@ class _Layers(nnx.Module):
         y, _ = self.cross(x, context.cross_mask, key=k_attn, memory=memory, compute=context.compute)
         return dropout(y, self.dropout, k_drop)
 
+    @jax.named_scope("mlp")
     def _feed_forward(self, x, context: Context, key):
         k_inner, k_drop = split_key(key, 2)
         y, router = self.mlp(x, valid=context.valid, key=k_inner, compute=context.compute)
@@ -130,6 +134,7 @@ class _Layers(nnx.Module):
 class Block(_Layers):
     """Pre-norm: x + attn(norm1(x)), x + cross(cross_norm(x)), x + mlp(norm2(x)). x [B,S,D] -> [B,S,D]."""
 
+    @jax.named_scope("block")
     def __call__(
         self, x: jax.Array, context: Context, layer: Layer, *, key: jax.Array | None = None, cache: Cache = None
     ) -> tuple[jax.Array, Cache, Any]:
@@ -145,6 +150,7 @@ class Block(_Layers):
 class PostNormBlock(_Layers):
     """Post-norm, as the original Transformer: norm1(x + attn(x)), and so on. x [B,S,D] -> [B,S,D]."""
 
+    @jax.named_scope("block")
     def __call__(
         self, x: jax.Array, context: Context, layer: Layer, *, key: jax.Array | None = None, cache: Cache = None
     ) -> tuple[jax.Array, Cache, Any]:
@@ -160,6 +166,7 @@ class PostNormBlock(_Layers):
 class ParallelBlock(_Layers):
     """x + attn(norm1(x)) + mlp(norm2(x)) (GPT-J and GPT-NeoX). x [B,S,D] -> [B,S,D]."""
 
+    @jax.named_scope("block")
     def __call__(
         self, x: jax.Array, context: Context, layer: Layer, *, key: jax.Array | None = None, cache: Cache = None
     ) -> tuple[jax.Array, Cache, Any]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lm.nn.dot import dot
-from lm.nn.param import Init, cast, param, zeros
+from lm.nn.param import Init, cast, param, place, zeros
 from lm.sharding import constrain
 
 
@@ -41,7 +41,7 @@ class Embed(nnx.Module):
         pad_id: int | None = None,
     ):
         self.scale, self.pad_id = scale, pad_id
-        self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init)
+        self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init, used="lookup")
 
     def __call__(self, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
         x = look_up(self.table[...].astype(dtype), ids, "act_vocab")
@@ -55,7 +55,7 @@ class Types(nnx.Module):
     """token types [B,S] -> [B,S,D]: which sentence of a pair a token is of (BERT)."""
 
     def __init__(self, n_types: int, d_model: int, *, rngs: nnx.Rngs, init: Init):
-        self.table = param(rngs, (n_types, d_model), ("position", "embed"), init, decay=False)
+        self.table = param(rngs, (n_types, d_model), ("position", "embed"), init, decay=False, used="lookup")
 
     def __call__(self, types: jax.Array, dtype: DTypeLike) -> jax.Array:
         return look_up(self.table[...].astype(dtype), types)
@@ -83,13 +83,15 @@ class Head(nnx.Module):
         softcap: float | None = None,
     ):
         if transform is not None:
+            place(transform, "target")
             self.transform = transform
         if not tied:
-            self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init)
+            self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init, used="target")
         if bias is not None:
-            self.bias = param(rngs, (vocab_size,), ("vocab",), zeros, decay=False)
+            self.bias = param(rngs, (vocab_size,), ("vocab",), zeros, decay=False, used="target")
         self.tied, self.fixed_bias, self.scale, self.softcap = tied, bias == "fixed", scale, softcap
 
+    @jax.named_scope("head")
     def logits(self, x: jax.Array, embed: Embed | None = None) -> jax.Array:
         if hasattr(self, "transform"):
             x = self.transform(x)
@@ -101,6 +103,12 @@ class Head(nnx.Module):
             bias = self.bias[...].astype(jnp.float32)
             logits = logits + (jax.lax.stop_gradient(bias) if self.fixed_bias else bias)
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
+
+
+def tie(head: object, embed: Embed) -> None:
+    """Declares that the embedding's table serves as that of the head too, where it does."""
+    if isinstance(head, Head) and head.tied:
+        place(embed.table, "target", was="lookup")
 
 
 def head_fn(head: Head, embed: Embed) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:

@@ -9,7 +9,7 @@ from flax import nnx
 from lm.nn.activation import Activation
 from lm.nn.dot import dot
 from lm.nn.dropout import dropout, split_key
-from lm.nn.param import Init, cast, param, zeros
+from lm.nn.param import Init, Used, cast, param, place, zeros
 
 
 class Linear(nnx.Module):
@@ -39,6 +39,7 @@ class Pooler(nnx.Module):
 
     def __init__(self, d_model: int, *, rngs: nnx.Rngs, init: Init):
         self.dense = Linear(d_model, d_model, rngs=rngs, init=init)
+        place(self, "row")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.tanh(self.dense(x))
@@ -51,6 +52,7 @@ class DenseHead(nnx.Module):
         self.dense = Linear(d_model, d_model, rngs=rngs, init=init)
         self.out = Linear(d_model, n, rngs=rngs, init=init)
         self.dropout = dropout
+        place(self, "row")
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         k1, k2 = split_key(key, 2)
@@ -59,11 +61,22 @@ class DenseHead(nnx.Module):
 
 
 class LinearHead(nnx.Module):
-    """dropout, then a linear map: x [..., D] -> [..., n]."""
+    """dropout, then a linear map: x [..., D] -> [..., n]. used: at every token, or once a row."""
 
-    def __init__(self, d_model: int, n: int, *, rngs: nnx.Rngs, init: Init, dropout: float, bias: bool = True):
+    def __init__(
+        self,
+        d_model: int,
+        n: int,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        dropout: float,
+        bias: bool = True,
+        used: Used = "token",
+    ):
         self.out = Linear(d_model, n, rngs=rngs, init=init, bias=bias)
         self.dropout = dropout
+        place(self, used)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         return self.out(dropout(x, self.dropout, key))

@@ -49,7 +49,7 @@ class LearnedPositions(nnx.Module):
         pad_row: int | None = None,
     ):
         self.offset, self.pad_row = offset, pad_row
-        self.table = param(rngs, (max_len + offset, d_model), ("position", "embed"), init, decay=False)
+        self.table = param(rngs, (max_len + offset, d_model), ("position", "embed"), init, decay=False, used="lookup")
 
     def __call__(self, positions: jax.Array, dtype: DTypeLike) -> jax.Array:
         rows = positions + self.offset
@@ -98,7 +98,7 @@ class RelativeBias(nnx.Module):
                 f"their own, got {max_distance}; raise it or lower model.relative_buckets"
             )
         self.one_side, self.max_distance, self.bidirectional = one_side, max_distance, bidirectional
-        self.table = param(rngs, (n_buckets, n_heads), ("position", "heads"), init, decay=False)
+        self.table = param(rngs, (n_buckets, n_heads), ("position", "heads"), init, decay=False, used="lookup")
 
     def __call__(self, q_index: jax.Array, kv_index: jax.Array) -> jax.Array:
         """q_index [S], kv_index [T], places in the row -> float32 [1,H,S,T]."""

@@ -32,7 +32,8 @@ def make_train_step(
     """(state, batch) -> (state, metrics): loss, nll and grad_norm are per target, lr is that of this step."""
 
     def loss_fn(params, batch, key) -> tuple[jax.Array, Loss]:
-        loss = objective.loss(nnx.merge(graphdef, params), batch, dtype=dtype, key=key)
+        with jax.named_scope("loss"):
+            loss = objective.loss(nnx.merge(graphdef, params), batch, dtype=dtype, key=key)
         return loss.total, loss
 
     def gradients(params, batch, key) -> tuple[dict, Loss]:
@@ -59,8 +60,9 @@ def make_train_step(
         norm = global_norm(grads)
         if optim.clip_norm is not None:
             grads = clip_by_norm(grads, norm, optim.clip_norm)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt = tx.update(grads, state.opt, state.params)
+            params = optax.apply_updates(state.params, updates)
         new = State(state.step + 1, params, opt)
         if state.ema is not None:
             decay = optim.ema_decay

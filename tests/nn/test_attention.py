@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lm.errors import UserError
+from lm.models import Bart
+from lm.models.base import abstract
+from lm.nn import kernels
 from lm.nn.attention import Attention, Heads, Inits, KVCache
+from lm.nn.compute import Compute
 from lm.nn.kernels.reference import attend
 from lm.nn.mask import Mask, causal_mask, full_mask
 from lm.nn.param import normal
@@ -200,3 +205,40 @@ def test_memory_is_attended_to_as_keys_and_values_of_another_sequence():
     want = np.einsum("bshk,hkd->bsd", formula(q, k, v, seen, scale=0.5), attn.o[...]) + attn.o_bias[...]
     assert cache is None
     assert_close(y, want)
+
+
+class TestKernels:
+    def test_a_kernel_that_lacks_what_a_model_needs_is_refused_by_name_and_passed_over_by_auto(self, monkeypatch):
+        plain = kernels.Kernel(lambda *args, **options: None, frozenset({"window"}))
+        monkeypatch.setattr(kernels, "KERNELS", {"plain": plain, **kernels.KERNELS})
+        row, packed = causal_mask(S), causal_mask(S, SEGMENTS)
+        assert kernels.choose("auto", kernels.needs(row.within(4))) is plain.attend
+        assert kernels.choose("auto", kernels.needs(packed)) is attend
+        assert kernels.choose("reference", kernels.needs(row)) is attend
+        with pytest.raises(UserError, match=r"^model\.compute\.attention: expected a kernel with bias, segments, "):
+            kernels.choose("plain", kernels.needs(packed, bias=True))
+
+    def test_what_a_call_needs_is_told_by_its_mask(self):
+        assert kernels.needs(causal_mask(S)) == set()
+        assert kernels.needs(full_mask(S, S), dropout=True) == {"not causal", "dropout"}
+        assert kernels.needs(Mask(jnp.arange(1), jnp.arange(S)), softcap=True) == {"cache", "softcap"}
+
+    def test_a_kernel_that_is_not_there_is_refused_when_the_config_is_made(self):
+        with pytest.raises(UserError, match=r"^model\.compute\.attention: expected one of 'auto', 'reference', got 'f"):
+            Compute(attention="flash")
+        with pytest.raises(UserError, match=r"^model\.compute\.dot: expected one of 'default', got 'int8'"):
+            Compute(dot="int8")
+
+
+def test_block_attention_mlp_and_head_are_named_in_the_program():
+    model = Bart(vocab_size=53, d_model=12, n_layers=2, n_heads=2, d_ff=20)
+    parts = abstract(model)
+
+    def logits(params, tokens):
+        module = nnx.merge(parts.graphdef, params)
+        return module.logits(module(tokens, tokens, dtype=jnp.float32).hidden)
+
+    tokens = jax.ShapeDtypeStruct((B, S), jnp.int32)
+    text = jax.jit(logits).lower(parts.params, tokens).as_text(debug_info=True)
+    for scope in ("block/attention/", "block/cross_attention/", "block/mlp/", "head/"):
+        assert scope in text, scope

@@ -50,14 +50,12 @@ KERNELS: dict[str, Kernel] = {  # the first that can do a call is what `AUTO` ta
 }
 
 
-def needs(
-    mask: Mask, *, bias: jax.Array | None, softcap: float | None, dropout_rate: float, key: jax.Array | None
-) -> set[Feature]:
+def needs(mask: Mask, *, bias: bool = False, softcap: bool = False, dropout: bool = False) -> set[Feature]:
     """What a call asks of a kernel."""
     asked: dict[Feature, bool] = {
-        "bias": bias is not None,
-        "softcap": softcap is not None,
-        "dropout": dropout_rate > 0.0 and key is not None,
+        "bias": bias,
+        "softcap": softcap,
+        "dropout": dropout,
         "window": mask.window is not None,
         "segments": mask.q_segments is not None,
         "prefix": mask.prefix is not None,
