@@ -137,7 +137,10 @@ def test_published_sizes_are_of_recipes_that_are_here():
     assert set(TINY) == SMALLER.keys()
 
 
-@pytest.mark.parametrize("name", TINY)
+FEW = ("llama_tiny", "bert_tiny", "t5_tiny")  # one of each family; `make test-slow` trains them all
+
+
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in TINY])
 def test_a_tiny_recipe_learns_and_is_evaluated(name, trained):
     workdir = trained(name)
     losses = [r["loss"] for r in records(workdir, "train")]
@@ -150,6 +153,7 @@ def test_a_tiny_recipe_learns_and_is_evaluated(name, trained):
     assert lm.restore(workdir).step == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert_tiny", "t5_tiny"])
 def test_stopped_and_resumed_is_bit_equal_to_uninterrupted(name, corpus, trained, tmp_path, monkeypatch):
     config = configs.resolved(small(name, corpus))

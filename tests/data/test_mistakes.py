@@ -40,7 +40,7 @@ def test_errors_that_only_a_store_knows_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_of_a_scheme_that_is_not_known_is_refused():
-    with pytest.raises(UserError, match="data.tokenizer: expected a local path"):
+    with pytest.raises(UserError, match="data.tokenizer: https://hf.co/x: expected a local folder or gs://"):
         open_tokenizer("https://hf.co/x")
 
 

@@ -76,7 +76,7 @@ def test_run_learns_and_leaves_all_that_belongs_to_it(config, uninterrupted):
     assert restored.tokenizer.decode(restored.tokenizer.encode("a b")) == "a b"
 
 
-@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("step", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_is_bit_equal_to_uninterrupted(config, uninterrupted, tmp_path, monkeypatch, step):
     stop_at(monkeypatch, step)
     result = train(resolved(config), tmp_path)
@@ -89,6 +89,7 @@ def test_stopped_and_resumed_is_bit_equal_to_uninterrupted(config, uninterrupted
     assert records(tmp_path)[-1]["loss"] == pytest.approx(records(whole)[-1]["loss"], abs=0 if step != 10 else 1)
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh(config, uninterrupted, tmp_path, monkeypatch):
     stop_at(monkeypatch, 6)
     train(resolved(config), tmp_path)
@@ -100,6 +101,7 @@ def test_resumes_on_another_mesh(config, uninterrupted, tmp_path, monkeypatch):
     assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_batch_size_may_change_at_a_resume_without_repeating_examples(config, tmp_path, monkeypatch):
     stop_at(monkeypatch, 4)
     train(resolved(config), tmp_path)
@@ -149,6 +151,7 @@ def test_other_model_is_refused_and_nothing_is_lost(config, uninterrupted):
     assert_bit_equal(params_of(workdir), before)
 
 
+@pytest.mark.slow
 def test_weights_of_another_tokenizer_are_refused_to_begin_with(config, uninterrupted, tmp_path):
     init_from = f"train.init_from={uninterrupted(config)}"
     train(resolved(config, [init_from, "data.seq_len=8"]), tmp_path / "same")
@@ -160,6 +163,7 @@ def test_weights_of_another_tokenizer_are_refused_to_begin_with(config, uninterr
     train(resolved(dataclasses.replace(config, data=data), [init_from, *way_out]), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_run_without_anything_to_predict_is_stopped(config, tmp_path):
     n = open_corpus(config.data).train["words"].n_documents
     nothing = f'data.exclude=(ExcludeDocuments(source="words",ranges=((0,{n}),)),)'
@@ -191,6 +195,7 @@ def test_non_finite_loss_names_step_examples_and_documents(config, tmp_path):
     assert last is not None and all(np.isfinite(x).all() for x in jax.tree.leaves(params_of(tmp_path, last)))
 
 
+@pytest.mark.slow
 def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lm.training.watch.AT_LEAST", 8)
     monkeypatch.setattr("lm.training.watch.WINDOW", 8)
@@ -233,7 +238,7 @@ def test_a_ramp_reads_the_same_order_in_other_batches(config, tmp_path, capsys):
     assert all(np.isfinite(loss) for _, _, loss in losses)
 
 
-@pytest.mark.parametrize("step", [2, 3, 5, 7])
+@pytest.mark.parametrize("step", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 7))])
 def test_a_ramp_stopped_anywhere_and_resumed_is_bit_equal(config, uninterrupted, tmp_path, monkeypatch, step):
     ramped = resolved(config, [RAMP, "train.log_every=1"]).config
     whole = uninterrupted(ramped)
@@ -245,6 +250,7 @@ def test_a_ramp_stopped_anywhere_and_resumed_is_bit_equal(config, uninterrupted,
     assert [r["loss"] for r in records(whole)] == [r["loss"] for r in records(tmp_path)]
 
 
+@pytest.mark.slow
 def test_a_ramp_on_two_meshes_has_the_same_losses(config, uninterrupted, tmp_path):
     ramped = resolved(config, [RAMP, "train.log_every=1"]).config
     train(resolved(ramped, ["mesh.fsdp=2", "mesh.seq=2"]), tmp_path)

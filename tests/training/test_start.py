@@ -20,6 +20,7 @@ from lm.training.setup import Setup
 from lm.training.start import Start
 from lm.training.state import Position
 from lm.training.train import train
+from lm.workdir import Workdir
 from tests.training.conftest import VOCAB_SIZE
 
 
@@ -168,7 +169,7 @@ def test_what_is_found_is_the_latest_checkpoint_or_nothing(run, tmp_path):
     config, folder = run
     setup = Setup.make(config, make_mesh(config.mesh))
     stream = Stream.of(config.data, open_corpus(config.data))
-    found, new = (Start.find(path, setup, stream) for path in (folder, tmp_path / "new"))
+    found, new = (Start.find(Workdir.of(path), setup, stream) for path in (folder, tmp_path / "new"))
     assert found.position == Position(3, 24) and found.meta is not None
     assert new.position == Position(0, 0) and new.meta is None
     assert not (tmp_path / "new").exists()
@@ -195,14 +196,14 @@ def test_a_loop_is_entered_again_without_compiling_again(run, monkeypatch):
     seen, whole = Seen(), Seen()
     loop = Loop(resolved(config), setup, corpus, stream, Programs(setup), [seen])
     monkeypatch.setattr(distributed.StopSignal, "requested", lambda self, step: step == 5)
-    start = Start.find(folder, setup, stream)
+    start = Start.find(Workdir.of(folder), setup, stream)
     assert loop.run(start.state(setup), start).preempted
     programs = dict(loop.programs._made)
     monkeypatch.undo()
-    start = Start.find(folder, setup, stream)
+    start = Start.find(Workdir.of(folder), setup, stream)
     assert start.position.step == 5
     assert not loop.run(start.state(setup), start).preempted
     assert loop.programs._made == programs
-    start = Start.find(folder.parent / "whole", setup, stream)
+    start = Start.find(Workdir.of(folder.parent / "whole"), setup, stream)
     Loop(resolved(config), setup, corpus, stream, loop.programs, [whole]).run(start.state(setup), start)
     assert seen.losses == whole.losses and [step for step, _ in seen.losses] == [4, 5, 6, 7]
