@@ -64,7 +64,7 @@ def lm(*commands: list[str]) -> list[str]:
 
 def records(content: bytes) -> list[dict]:
     """Those of a metrics.jsonl, without what depends on the clock."""
-    clock = ("time", "tokens_per_s", "step_s")
+    clock = ("time", "tokens_per_s", "data_s", "step_s")
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in content.splitlines()]
 
 
