@@ -135,7 +135,7 @@ def test_run_in_a_store_is_the_run_in_a_folder(store, config, recipe):  # noqa: 
             again,
             f"train.init_from={RUN}",
             f"data.tokenizer={RUN}",
-            "train.steps=1",
+            "train.steps=4",
             "data.path=other",
         ],  # fmt: skip
         ["eval", f"gs://{BUCKET}/nothing"],
