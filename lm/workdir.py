@@ -27,7 +27,6 @@ from pathlib import Path
 
 from etils import epath
 
-from lm import distributed
 from lm.errors import UserError
 from lm.files import locked, write_atomic
 
@@ -122,12 +121,14 @@ class Workdir:
         return self.config.read_bytes().decode() if self.config.is_file() else None
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Workdir]:
+    def open(self, *, lock: bool = True) -> Iterator[Workdir]:
         """`with Workdir.of(address).open() as workdir:` makes the folder and keeps other runs out until the block ends.
 
         The lock of a local folder goes with the process, however it ends. A store has no such locks: there nothing
         notices a second run. An error within the block takes a folder with it that was made for it and that is empty
         but for the lock. UserError where a live run has the folder, and where it cannot be made or reached.
+
+        lock: False for all processes of a run but the first, which keeps others out for all of them.
         """
         if self.is_remote:
             self.reach()
@@ -140,7 +141,7 @@ class Workdir:
         except OSError as e:
             raise UserError(f"{self}: expected a folder that can be made, got {e.strerror}; name another") from None
         with contextlib.ExitStack() as stack:
-            if distributed.is_main():
+            if lock:
                 stack.enter_context(locked(Path(self.lock), refusal=self._in_use))
             try:
                 yield self

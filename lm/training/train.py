@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from lm import distributed
 from lm.config import Resolved, check_mesh, check_task
 from lm.data import Ramp, Stream
 from lm.data.tf import tensorflow
@@ -30,7 +31,7 @@ def train(resolved: Resolved, workdir: str | Path | Workdir) -> Result:
     check_task(config)
     folder = Workdir.of(workdir)
     check_workdir(folder)
-    with folder.open():
+    with folder.open(lock=distributed.is_main()):
         # Slow to import and needed only when batches are read: loaded while the step compiles.
         loading = background(tensorflow)
         corpus = open_data(config, folder)

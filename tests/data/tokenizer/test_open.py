@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from lm.checkpoint import Meta
 from lm.data import NO_PAD, Data, SentencePiece, Text, open_corpus, prepare
 from lm.data.inspect.stats import stores_of, verify
 from lm.data.tokenizer.huggingface import HFTokenizer
@@ -195,7 +196,7 @@ def test_what_is_no_tokenizer_is_refused_with_what_to_do(tmp_path, tokenizer):
     refused(tmp_path / "run", "run: expected a run with a tokenizer, got no finished checkpoint")
     meta = tmp_path / "run/checkpoints/7/meta/metadata"
     meta.parent.mkdir(parents=True)
-    meta.write_text('{"tokenizer": ""}')
+    meta.write_text(json.dumps(Meta(config="", tokenizer=b"", examples_seen=0, data={}, versions={}).encode()))
     refused(tmp_path / "run", "got the import of a folder without one; set data.tokenizer to a folder")
     (tmp_path / "m.model").write_bytes(model_of("llama"))
     refused(tmp_path / "m.model", "expected pad, eos, unk ids .* or name the folder of the model")
