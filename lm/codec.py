@@ -6,8 +6,8 @@ where it is not of this package, on the command line by name (`optim=Lion` keeps
 classes share) or as a call (`optim=Lion(lr=1e-4)`: all else is Lion's default).
 
 Names of our own classes are unique below each base, and stored without their module: a class may move, and what was
-stored is read. `lm.some.module.Class`, as it was stored once, is read by its last part. Fields that were renamed are
-read by their old names (`lm.renamed`).
+stored is read. `lm.some.module.Class`, as it was stored once, is read by its last part. Fields, values
+and classes that were renamed are read by their old names (`lm.renamed`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import typing
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
-from lm.renamed import modernized, old_names, path_today, say
+from lm.renamed import class_of, class_today, modernized, old_names, path_today, say, value_today
 
 TYPE = "_type"
 OURS = __name__.partition(".")[0]  # this package
@@ -128,14 +128,14 @@ def flatten(encoded: Any, at: str = "") -> dict[str, Any]:
 
 
 def _today(encoded: Any, key: str = "") -> Any:
-    """Names of our classes without the module that an old file has."""
+    """Names of our classes without the module that an old file has, and as they are called today."""
     if isinstance(encoded, dict):
         return {k: _today(v, k) for k, v in encoded.items()}
     if isinstance(encoded, list):
         return [_today(v) for v in encoded]
     if key == TYPE and isinstance(encoded, str):
         module, _, short = encoded.rpartition(".")
-        return short if _is_module_of_ours(module) else encoded
+        return class_today(short) if not module or _is_module_of_ours(module) else encoded
     return encoded
 
 
@@ -172,7 +172,7 @@ def _decode_dataclass(kind: type, value: Any, at: str) -> Any:
         where = f"{at}.{k}" if at else k
         if k not in hints:
             raise UserError(f"{where}: {kind.__name__} has no field {k!r}{did_you_mean(str(k), hints)}")
-        fields[k] = decode(hints[k], v, where)
+        fields[k] = decode(hints[k], value_today(kind, k, v, at or kind.__name__), where)
     needed = [f.name for f in dataclasses.fields(kind) if _required(f)]
     if missing := [name for name in needed if name not in fields]:
         # All that are needed: what is written in place of this value does not keep those it had.
@@ -233,6 +233,8 @@ def _replace(kind: Any, node: Any, keys: list[str], value: Any, path: str) -> An
     hints = field_types(type(node))
     if key not in hints:
         raise UserError(f"{at}: {type(node).__name__} has no field {key!r}{did_you_mean(key, hints)}")
+    if not rest:
+        value = value_today(type(node), key, value, at.rpartition(".")[0] or type(node).__name__)
     new = copy.copy(node)
     object.__setattr__(new, key, _replaced(hints[key], getattr(node, key), rest, value, path, at))
     return new
@@ -276,6 +278,8 @@ def resolve_class(base: type, name: Any, at: str) -> type:
         return known[name]
     if name == base.__name__:
         return base
+    if not module and (renamed := class_of(base, name, at)):
+        return renamed
     if not module:
         raise UserError(f"{at}: no {base.__name__} is called {name!r}{did_you_mean(name, known)}")
     try:

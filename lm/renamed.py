@@ -1,9 +1,11 @@
-"""Old names of config fields, read wherever they stand, with one line that says the new name.
+"""Old names of config fields, values and classes, read wherever they stand, with one line that says the new name.
 
 A config class lists them: `renamed: ClassVar[Mapping[str, str]] = {"remat": "compute.remat"}`, old field -> dotted path
 of today from that class. `lm.codec` reads them in what is stored and on the command line, and where the class has the
 metaclass `Renaming`, Python calls do too. An old name next to the new one replaces its value in a call (which makes
-`dataclasses.replace` work) and yields to it in a file.
+`dataclasses.replace` work) and yields to it in a file. Values that a field had once stand in
+`renamed_values: ClassVar[...] = {"packing": {"windows": "split"}}`, and `@formerly("Words")` above a class says what it
+was called. A package says with `__getattr__ = renamed_names(__name__, {...})` where its names went.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import dataclasses
 import functools
 import sys
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 Path = tuple[str, ...]
+Kind = TypeVar("Kind", bound=type)
+_CLASSES: dict[str, list[type]] = {}  # by their old names
 
 
 class Renaming(type):
@@ -26,6 +30,7 @@ class Renaming(type):
             say(cls.__name__, cls, sorted(old))
             moved = {tuple(old_names(cls)[name].split(".")): kwargs.pop(name) for name in sorted(old)}
             kwargs = _set(cls, kwargs, moved)
+        kwargs = {name: value_today(cls, name, value, cls.__name__) for name, value in kwargs.items()}
         return super().__call__(*args, **kwargs)
 
 
@@ -51,6 +56,63 @@ def modernized(kind: type, encoded: Mapping[str, Any], at: str) -> Mapping[str, 
             node = node[key]
         node.setdefault(last, encoded[name])
     return out
+
+
+def value_today(kind: type, field: str, value: Any, at: str) -> Any:
+    """`value` of a field of `kind`, at path `at`, as it is written today. at empty: nothing is said."""
+    for base in kind.__mro__:
+        values = vars(base).get("renamed_values", {}).get(field, {})
+        if isinstance(value, str) and value in values:
+            if at:
+                _say(f"{at}.{field}: {value!r} is called {values[value]!r} now")
+            return values[value]
+    return value
+
+
+def leaf_today(config: Any, path: str, value: Any) -> tuple[str, Any]:
+    """A leaf of a stored config, by the names of today; `config` is what was read of it."""
+    path = path_today(config, path)
+    node, (*above, last) = config, path.split(".")
+    for key in above:
+        node = node.get(key) if isinstance(node, dict) else getattr(node, key, None)
+    return path, value_today(type(node), last, value, "")
+
+
+def formerly(*names: str) -> Callable[[Kind], Kind]:
+    """Marks a config class that was called `names`: it is read by them where its base is asked for."""
+
+    def mark(kind: Kind) -> Kind:
+        for name in names:
+            _CLASSES.setdefault(name, []).append(kind)
+        return kind
+
+    return mark
+
+
+def class_of(base: type, name: str, at: str) -> type | None:
+    """The class below `base` that was called `name`, for what stands at path `at`."""
+    for kind in _CLASSES.get(name, ()):
+        if issubclass(kind, base):
+            _say(f"{at}: {name} is called {kind.__name__} now")
+            return kind
+    return None
+
+
+def class_today(name: str) -> str:
+    """The name of today of one of our classes."""
+    known = {kind.__name__ for kind in _CLASSES.get(name, ())}
+    return known.pop() if len(known) == 1 else name
+
+
+def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that refuses old names and says the new ones."""
+
+    def __getattr__(name: str) -> Any:
+        if name in names:
+            raise ImportError(f"{module}.{name} is called {names[name]} now; import it by that name")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return __getattr__
 
 
 def path_today(node: Any, path: str) -> str:

@@ -12,7 +12,7 @@ from lm.config.check import check, check_task
 from lm.config.recipe import load
 from lm.config.sections import Config
 from lm.errors import UserError
-from lm.renamed import path_today
+from lm.renamed import leaf_today, path_today
 
 Origin = Literal["default", "recipe", "command line"]
 
@@ -73,7 +73,7 @@ def changes(stored: str, config: Config) -> list[str]:
     A field that the version of that run did not have counts where it is set.
     """
     then = codec.flatten(json.loads(stored)["config"])
-    before = {path_today(config, path): value for path, value in then.items()}
+    before = dict(leaf_today(config, path, value) for path, value in then.items())
     now, origins = codec.flatten(codec.encode(config)), dict(_origins(config))
     different = [p for p in now if (before[p] != now[p] if p in before else origins[p] != "default")]
     return [f"{p}: {before.get(p)!r} -> {now[p]!r}" for p in different]
