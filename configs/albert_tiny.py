@@ -8,7 +8,7 @@ about 6.1, which is what the frequency of words alone tells; the order of halves
 from lm.config import Checkpoint, Config, Eval, Train
 from lm.data import Data, Docstrings, SentencePiece, Stdlib
 from lm.mesh import Mesh
-from lm.models import Albert, WordsAndPair
+from lm.models import Albert, MaskedLMAndPair
 from lm.objectives import MaskedLM
 from lm.optim import Cosine, Muon
 
@@ -23,7 +23,7 @@ config = Config(
         n_layers=3,
         n_heads=4,
         max_positions=128,
-        task=WordsAndPair(),
+        task=MaskedLMAndPair(),
     ),
     data=Data(
         path="data/quickstart",

@@ -11,7 +11,7 @@ Data: any text. Name yours on the command line:
 
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
-from lm.models import Albert, Compute, WordsAndPair
+from lm.models import Albert, Compute, MaskedLMAndPair
 from lm.objectives import MaskedLM
 from lm.optim import AdamW, Linear
 
@@ -19,7 +19,7 @@ VOCAB_SIZE = 30_000
 TOKENIZER_SIZE = VOCAB_SIZE - 3  # the mask, [CLS] and [SEP] come after the tokenizer's own
 
 config = Config(
-    model=Albert(vocab_size=VOCAB_SIZE, task=WordsAndPair(), compute=Compute(remat="full")),
+    model=Albert(vocab_size=VOCAB_SIZE, task=MaskedLMAndPair(), compute=Compute(remat="full")),
     data=Data(
         path="data/albert_xxlarge",
         sources={"web": Jsonl(glob="data/raw/web/*.jsonl.gz")},

@@ -10,7 +10,7 @@ Data: any text. Name yours on the command line:
 
 from lm.config import Checkpoint, Config, Train
 from lm.data import Data, Jsonl, SentencePiece
-from lm.models import Bert, WordsAndPair
+from lm.models import Bert, MaskedLMAndPair
 from lm.objectives import MaskedLM
 from lm.optim import AdamW, Linear
 
@@ -18,7 +18,7 @@ VOCAB_SIZE = 30_522
 TOKENIZER_SIZE = VOCAB_SIZE - 3  # the mask, [CLS] and [SEP] come after the tokenizer's own
 
 config = Config(
-    model=Bert(vocab_size=VOCAB_SIZE, dropout=0.1, task=WordsAndPair()),
+    model=Bert(vocab_size=VOCAB_SIZE, dropout=0.1, task=MaskedLMAndPair()),
     data=Data(
         path="data/bert_base",
         sources={"web": Jsonl(glob="data/raw/web/*.jsonl.gz")},

@@ -8,7 +8,7 @@ about 6.1, which is what the frequency of words alone tells; the order of halves
 from lm.config import Checkpoint, Config, Eval, Train
 from lm.data import Data, Docstrings, SentencePiece, Stdlib
 from lm.mesh import Mesh
-from lm.models import Bert, WordsAndPair
+from lm.models import Bert, MaskedLMAndPair
 from lm.objectives import MaskedLM
 from lm.optim import Cosine, Muon
 
@@ -16,7 +16,7 @@ TOKENIZER_SIZE = 4096
 VOCAB_SIZE = TOKENIZER_SIZE + 3  # and the mask, [CLS] and [SEP]
 
 config = Config(
-    model=Bert(vocab_size=VOCAB_SIZE, d_model=128, n_layers=3, n_heads=4, max_positions=128, task=WordsAndPair()),
+    model=Bert(vocab_size=VOCAB_SIZE, d_model=128, n_layers=3, n_heads=4, max_positions=128, task=MaskedLMAndPair()),
     data=Data(
         path="data/quickstart",
         sources={"stdlib": Stdlib(), "docstrings": Docstrings()},

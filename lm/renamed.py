@@ -5,7 +5,7 @@ of today from that class. `lm.codec` reads them in what is stored and on the com
 metaclass `Renaming`, Python calls do too. An old name next to the new one replaces its value in a call (which makes
 `dataclasses.replace` work) and yields to it in a file. Values that a field had once stand in
 `renamed_values: ClassVar[...] = {"packing": {"windows": "split"}}`, and `@formerly("Words")` above a class says what it
-was called. A package says with `__getattr__ = renamed_names(__name__, {...})` where its names went.
+was called. A package gives its names by the old ones with `__getattr__ = renamed_names(__name__, {...})`.
 """
 
 from __future__ import annotations
@@ -105,11 +105,12 @@ def class_today(name: str) -> str:
 
 
 def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that refuses old names and says the new ones."""
+    """The `__getattr__` of a module whose names `names` maps old -> new: gives what is called so now, and says it."""
 
     def __getattr__(name: str) -> Any:
         if name in names:
-            raise ImportError(f"{module}.{name} is called {names[name]} now; import it by that name")
+            _say(f"{module}.{name} is called {names[name]} now")
+            return getattr(sys.modules[module], names[name])
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return __getattr__

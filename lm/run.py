@@ -15,13 +15,13 @@ from etils import epath
 from lm import config as configs
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config, Resolved
-from lm.data import Ramp
+from lm.data import BatchSchedule
 from lm.data.stream.batches import MAX_STEP
 from lm.data.tokenizer.huggingface import HFTokenizer
 from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
 from lm.mesh import Mesh, make_mesh
-from lm.models import Words
+from lm.models import LanguageModeling
 from lm.training.setup import Setup, compute_dtype
 from lm.workdir import Workdir
 
@@ -50,7 +50,7 @@ class Run:
         from lm.generation import Generator
 
         model, objective = self.config.model, self.config.objective
-        if model.family == "encoder" or not isinstance(model.task, Words):
+        if model.family == "encoder" or not isinstance(model.task, LanguageModeling):
             kind = f"{type(model).__name__} for {type(model.task).__name__}"
             raise UserError(
                 f"generate: expected a decoder or an encoder-decoder of words, got {kind}; it writes no text"
@@ -153,7 +153,7 @@ def restore(
     return Run(resolved, step, setup, params, tokenizer, kept)
 
 
-class Position(NamedTuple):
+class DataPosition(NamedTuple):
     """Where a run's data is after some steps. config: of the step that comes next; examples_seen: its first example.
     metas: of the checkpoints around it, whose data must be that of the corpus."""
 
@@ -162,7 +162,7 @@ class Position(NamedTuple):
     metas: list[Meta]
 
 
-def position(workdir: str | Path | Workdir, step: int) -> Position:
+def data_position(workdir: str | Path | Workdir, step: int) -> DataPosition:
     """After `step` steps of the run in `workdir`, by the checkpoints before and after, and else by its config.
 
     UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step. Nor
@@ -187,14 +187,14 @@ def position(workdir: str | Path | Workdir, step: int) -> Position:
     config = Resolved.from_json(text, str(at)).config
     began = next((s for s in metas if s <= step), 0)
     seen = metas[began].examples_seen if began in metas else 0
-    ramp = Ramp.of(config.data)
+    ramp = BatchSchedule.of(config.data)
     if later is not None and ramp.after(seen, later - began) != metas[later].examples_seen:
         raise UserError(
             f"{workdir}: expected {ramp.after(seen, later - began) - seen} examples from step {began} to {later}, got "
             f"{metas[later].examples_seen - seen}: the batch size was changed at a step whose checkpoint is gone; ask "
             f"for --step {later} or later"
         )
-    return Position(config, ramp.after(seen, step - began), list(metas.values()))
+    return DataPosition(config, ramp.after(seen, step - began), list(metas.values()))
 
 
 def fitting_setup(config: Config) -> Setup:

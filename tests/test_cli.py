@@ -156,7 +156,7 @@ def test_a_bug_is_a_traceback_and_exit_code_1(lm, monkeypatch):
     def broken(args):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cli, "_describe", broken)
+    monkeypatch.setattr(cli, "COMMANDS", [command._replace(run=broken) for command in cli.COMMANDS])
     code, _, err = lm("describe", "quickstart")
     assert code == 1
     assert "Traceback" in err

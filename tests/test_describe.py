@@ -26,12 +26,12 @@ from lm.models import (
     Bert,
     Gemma2,
     Llama,
+    MaskedLMAndPair,
     Mixtral,
     Model,
     Qwen3Moe,
     Roberta,
     Transformer,
-    WordsAndPair,
 )
 from lm.models.base import abstract
 from lm.models.cost import FlopsPerToken, Row, count, count_active, flops_per_token
@@ -134,7 +134,7 @@ COUNTED = {
     "llama": (Llama(**WIDTHS, n_kv_heads=2, d_ff=640), CausalLM()),
     "gemma2": (Gemma2(**WIDTHS, n_kv_heads=2, head_dim=32, d_ff=640, window=16), CausalLM()),
     "mixtral": (Mixtral(**EXPERTS, top_k=2), CausalLM()),
-    "bert": (Bert(**ENCODER, task=WordsAndPair()), PAIRS),
+    "bert": (Bert(**ENCODER, task=MaskedLMAndPair()), PAIRS),
     "roberta": (Roberta(**ENCODER), MASKED),
     "albert": (Albert(**ENCODER | dict(n_layers=3), d_embed=64), MASKED),
     "t5": (

@@ -213,9 +213,21 @@ REFUSED = [
     ("bert_tiny", ["data.seq_len=129"], "data.seq_len: 129 is beyond the position table of 128"),
     ("roberta_tiny", ["data.seq_len=129"], "data.seq_len: 129 is beyond the position table of 128"),
     ("bart_tiny", ["data.seq_len=97"], "data.seq_len: 97 is beyond the position table of 96"),
-    ("bert_tiny", ["model.task=Words()"], "model.task: MaskedLM trains WordsAndPair, got Words"),
-    ("llama_tiny", ["model.task=SequenceLabels(n_labels=3)"], "model.task: CausalLM trains Words, got SequenceLabels"),
-    ("t5_tiny", ["model.task=TokenLabels(n_labels=3)"], "model.task: SpanCorruption trains Words, got TokenLabels"),
+    (
+        "bert_tiny",
+        ["model.task=LanguageModeling()"],
+        "model.task: MaskedLM trains MaskedLMAndPair, got LanguageModeling",
+    ),
+    (
+        "llama_tiny",
+        ["model.task=SequenceClassification(n_labels=3)"],
+        "model.task: CausalLM trains LanguageModeling, got SequenceClassification",
+    ),
+    (
+        "t5_tiny",
+        ["model.task=TokenClassification(n_labels=3)"],
+        "model.task: SpanCorruption trains LanguageModeling, got TokenClassification",
+    ),
     (
         "llama_tiny",
         ["mesh.tensor=4"],
@@ -251,7 +263,7 @@ def test_a_dense_model_may_have_an_axis_for_experts(name):
 
 def test_a_model_with_another_head_is_a_run_but_none_to_train(tmp_path):
     config = dataclasses.replace(configs.load("llama_tiny"), train=configs.Train(steps=20))
-    labels = configs.resolved(config, ["model.task=SequenceLabels(n_labels=3)"])
-    with pytest.raises(UserError, match="model.task: CausalLM trains Words, got SequenceLabels"):
+    labels = configs.resolved(config, ["model.task=SequenceClassification(n_labels=3)"])
+    with pytest.raises(UserError, match="model.task: CausalLM trains LanguageModeling, got SequenceClassification"):
         train(labels, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lm.config.sections import Config
-from lm.data import Ramp, SentencePiece
-from lm.data.stream.batches import Shape
+from lm.data import BatchSchedule, SentencePiece
+from lm.data.stream.batches import BatchShape
 from lm.errors import UserError
 from lm.models import base as models
 from lm.nn import param as params
@@ -16,14 +16,14 @@ from lm.sharding import spec_for
 def rows_and_devices(config: Config) -> tuple[int, int | None]:
     """What the number of sequences that are computed together is a multiple of, in every batch of the run; and the
     number of devices the mesh asks for, if it does."""
-    rows = math.gcd(*(shape.rows for shape in Ramp.of(config.data).shapes))
+    rows = math.gcd(*(shape.rows for shape in BatchSchedule.of(config.data).shapes))
     return max(1, rows // config.train.microbatches), config.mesh.n_devices
 
 
 def check(config: Config) -> None:
     """Refuses what cannot work, before a device is touched. Sections check themselves; this checks across them."""
     data, model, train = config.data, config.model, config.train
-    shapes = Ramp.of(data).shapes
+    shapes = BatchSchedule.of(data).shapes
     for shape in shapes:
         if shape.rows % train.microbatches:
             where = _where(config, shape)
@@ -116,11 +116,11 @@ def _check_parameters(config: Config) -> None:
 
 def check_mesh(config: Config, n_devices: int) -> None:
     """The batch and sequence against the mesh of `n_devices`."""
-    for shape in Ramp.of(config.data).shapes:
+    for shape in BatchSchedule.of(config.data).shapes:
         _check_shape(config, config.mesh.sizes(n_devices), shape)
 
 
-def _check_shape(config: Config, sizes: dict[str, int], shape: Shape) -> None:
+def _check_shape(config: Config, sizes: dict[str, int], shape: BatchShape) -> None:
     placement = config.rules.act_batch or ()
     axes = (placement,) if isinstance(placement, str) else placement
     shards = math.prod(sizes[a] for a in axes)
@@ -142,7 +142,7 @@ def _check_shape(config: Config, sizes: dict[str, int], shape: Shape) -> None:
             )
 
 
-def _where(config: Config, shape: Shape) -> str:
+def _where(config: Config, shape: BatchShape) -> str:
     """What sets the number of rows of a batch."""
     full = (shape.examples, shape.seq_len) == (config.data.batch_size, config.data.seq_len)
     return "data.batch_size" if full else f"data.ramp: batches of {shape.rows} x {shape.seq_len}"

@@ -13,15 +13,18 @@ from lm.data.sources.python import Docstrings, Stdlib
 from lm.data.sources.text import Jsonl, Text
 from lm.data.sources.tfds import Tfds
 from lm.data.store.tokens import Store
-from lm.data.stream.batches import Ramp, Stage
+from lm.data.stream.batches import BatchPhase, BatchSchedule
 from lm.data.stream.exclude import Exclude, ExcludeDocuments, ExcludeExamples
 from lm.data.stream.mixture import Phase
 from lm.data.stream.stream import Stream
 from lm.data.tokenizer.base import NO_PAD, Tokenizer
 from lm.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
+from lm.renamed import renamed_names
 
 __all__ = [
     "Arrow",
+    "BatchPhase",
+    "BatchSchedule",
     "C4",
     "Corpus",
     "Data",
@@ -40,11 +43,9 @@ __all__ = [
     "Overlap",
     "Parquet",
     "Phase",
-    "Ramp",
     "SentencePiece",
     "SentencePieceTokenizer",
     "Source",
-    "Stage",
     "Stdlib",
     "Store",
     "Stream",
@@ -55,3 +56,11 @@ __all__ = [
     "open_corpus",
     "prepare",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Ramp": "BatchSchedule",
+        "Stage": "BatchPhase",
+    },
+)

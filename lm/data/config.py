@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from lm.data.documents.filters import Filter
 from lm.data.documents.near_duplicates import NearDuplicates
@@ -14,15 +15,16 @@ from lm.data.folder import RESERVED
 from lm.data.made_from import CorpusSpec
 from lm.data.sources.base import MAX_DOCUMENT_BYTES, Source
 from lm.data.sources.files import is_remote
-from lm.data.stream.batches import Ramp, Stage
+from lm.data.stream.batches import BatchPhase, BatchSchedule
 from lm.data.stream.exclude import Exclude, ExcludeDocuments
 from lm.data.stream.mixture import Phase, as_phases, mean_weight
 from lm.data.tokenizer.sentencepiece import SentencePiece
 from lm.errors import UserError
+from lm.renamed import Renaming
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(metaclass=Renaming):
     """What a run trains on.
 
     path: folder of the prepared corpus, on a local disk; or the url of one in an object store (`gs://bucket/corpus`),
@@ -33,10 +35,10 @@ class Data:
     included.
 
     weights: shares by source, for the whole run or in phases; None: all epochs end together. weigh: shares of examples,
-    or of tokens, which differs where packed rows are not full. plan: rows are windows of the text, or whole documents
-    by best fit (`lm.data.stream.packing`). epochs: how often a source may be read; none for it: without limit.
+    or of tokens, which differs where packed rows are not full. packing: rows are windows of the text, or whole
+    documents by best fit (`lm.data.stream.packing`). epochs: how often a source may be read; none: without limit.
     when_exhausted: a run that needs more is refused, or other sources take over while there are any. exclude: documents
-    and examples to leave out (`lm.data.stream.exclude`). batch_size: global, in sequences. ramp: stages before it with
+    and examples to leave out (`lm.data.stream.exclude`). batch_size: global, in sequences. ramp: phases before it with
     smaller batches or shorter rows (`lm.data.stream.batches`). validation_fraction: share of documents, chosen by hash
     of their content; 0: none. invalid_utf8: bytes that are no UTF-8 become U+FFFD and their documents are counted, or
     are refused. seed: of the order only. workers: processes of `prepare`; None: one per CPU.
@@ -47,19 +49,22 @@ class Data:
     are counted, or go.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"plan": "packing"}
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"packing": {"windows": "split"}}
+
     path: str
     cache: str | None = None
     sources: dict[str, Source]
     tokenizer: SentencePiece | str
     weights: dict[str, float] | tuple[Phase, ...] | None = None
     weigh: Literal["examples", "tokens"] = "examples"
-    plan: Literal["windows", "best_fit"] = "windows"
+    packing: Literal["split", "best_fit"] = "split"
     epochs: dict[str, float] | None = None
     when_exhausted: Literal["refuse", "hand_over"] = "refuse"
     exclude: tuple[Exclude, ...] = ()
     seq_len: int
     batch_size: int
-    ramp: tuple[Stage, ...] = ()
+    ramp: tuple[BatchPhase, ...] = ()
     validation_fraction: float = 0.01
     invalid_utf8: Literal["replace", "error"] = "replace"
     on_error: Literal["refuse", "skip"] = "refuse"
@@ -98,7 +103,7 @@ class Data:
                 raise UserError(f"data.exclude: expected a source of {sorted(self.sources)}, got {e.source!r}")
         for name, known in (
             ("weigh", ("examples", "tokens")),
-            ("plan", ("windows", "best_fit")),
+            ("packing", ("split", "best_fit")),
             ("when_exhausted", ("refuse", "hand_over")),
         ):
             if getattr(self, name) not in known:
@@ -106,7 +111,7 @@ class Data:
         for name, value in (("seq_len", self.seq_len), ("batch_size", self.batch_size), ("workers", self.workers or 1)):
             if value < 1:
                 raise UserError(f"data.{name}: expected at least 1, got {value}")
-        Ramp.of(self)
+        BatchSchedule.of(self)
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction: expected 0 <= x < 1, got {self.validation_fraction}")
         if self.invalid_utf8 not in ("replace", "error"):
@@ -121,7 +126,7 @@ class Data:
 
     @property
     def corpus(self) -> CorpusSpec:
-        """The part that says what the corpus is made of; `Stream.of` and `Ramp.of` see the others as their own."""
+        """The part that says what the corpus is made of. `Stream.of` and `BatchSchedule.of` take the others."""
         phases = as_phases(self.weights, self.sources) if self.weights else None
         return CorpusSpec(
             path=self.path,

@@ -9,11 +9,11 @@ from lm.data.config import Data
 from lm.data.folder import CorpusFolder
 from lm.data.made_from import CorpusSpec
 from lm.data.sources.files import is_remote
-from lm.data.store.mirror import stage_corpus
+from lm.data.store.mirror import mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
 from lm.data.tokenizer.base import Tokenizer
-from lm.data.tokenizer.open import open_tokenizer, prepared_settings, read_prepared, there
+from lm.data.tokenizer.open import exists, open_tokenizer, prepared_settings, read_prepared
 from lm.errors import UserError
 from lm.files import Log
 
@@ -33,7 +33,7 @@ class Corpus:
         if not is_remote(spec.path):
             return cls._read(spec, spec.folder)
         named = [f"{name}/{split}" for name in spec.sources for split in spec.splits]
-        copy = stage_corpus(spec.path, named, cache=spec.cache, log=log)
+        copy = mirror(spec.path, named, cache=spec.cache, log=log)
         try:
             return cls._read(spec, CorpusFolder(copy))
         except UserError as e:
@@ -64,14 +64,14 @@ class Corpus:
 
 def open_corpus(data: Data, log: Log = print) -> Corpus:
     """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings; and as
-    `stage_corpus` for one in an object store. log: of what is copied from there."""
+    `mirror` for one in an object store. log: of what is copied from there."""
     return Corpus.open(data.corpus, log)
 
 
 def check_tokenizer(spec: CorpusSpec, tokenizer: Tokenizer, path: Path) -> None:
     """UserError where the tokenizer of a corpus, which lies at `path`, is not the one that the config says."""
     if isinstance(spec.tokenizer, str):
-        if there(spec.tokenizer) and (wanted := open_tokenizer(spec.tokenizer).fingerprint) != tokenizer.fingerprint:
+        if exists(spec.tokenizer) and (wanted := open_tokenizer(spec.tokenizer).fingerprint) != tokenizer.fingerprint:
             raise UserError(
                 f"{path}: expected tokenizer {spec.tokenizer} ({wanted[:12]}), got {tokenizer.fingerprint[:12]}; "
                 "set data.path to another folder or run `lm prepare --force`"

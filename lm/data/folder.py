@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.model", "tokenizer.json"
 RAW, LOCK, WORK = "raw", "lock", "work"
-PLAN = ".plan.json"  # no source can be called that
+MANIFEST = ".plan.json"  # no source can be called that
 RESERVED = (RAW, LOCK, TOKENIZER, TOKENIZER_SETTINGS)  # names that no source may have, since its folder would
 
 
@@ -43,8 +43,8 @@ class CorpusFolder(NamedTuple):
         return self.path / f".{LOCK}-{host}"
 
     @property
-    def plan(self) -> Path:
-        return self.path / PLAN
+    def manifest(self) -> Path:
+        return self.path / MANIFEST
 
     @property
     def raw(self) -> Path:

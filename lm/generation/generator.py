@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class Plan(NamedTuple):
+class Call(NamedTuple):
     """How a call is generated. start: what precedes the new tokens beside the prompt; rows: prompts at once; new: slots
     for new tokens."""
 
@@ -116,11 +116,11 @@ class Generator:
         """The ids that follow each prompt: up to an end, or through the token that completes a stop string."""
         for i, prompt in enumerate(prompts):
             self._check(i, prompt, how)
-        plan = self._plan(how)
+        call = self._call(how)
         chunk = self.chunk if how.stop else how.max_new_tokens
         out: list[list[int]] = []
-        for first in range(0, len(prompts), plan.rows):
-            *_, rows = self._run(prompts[first : first + plan.rows], first, how, plan, chunk)
+        for first in range(0, len(prompts), call.rows):
+            *_, rows = self._run(prompts[first : first + call.rows], first, how, call, chunk)
             out += rows
         return out
 
@@ -133,7 +133,7 @@ class Generator:
 
     def _stream(self, prompt: Sequence[int], how: Sampling | BeamSearch) -> Iterator[str]:
         shown, text = 0, ""
-        for (ids,) in self._run([prompt], 0, how, self._plan(how), self.chunk):
+        for (ids,) in self._run([prompt], 0, how, self._call(how), self.chunk):
             text = _cut(self._text(prompt, ids), how.stop)
             safe = _without_stop_start(text.rstrip(INCOMPLETE), how.stop)
             if len(safe) > shown:
@@ -142,25 +142,25 @@ class Generator:
         if len(text) > shown:
             yield text[shown:]
 
-    def _plan(self, how: Sampling | BeamSearch) -> Plan:
+    def _call(self, how: Sampling | BeamSearch) -> Call:
         limit = how.max_new_tokens
         if isinstance(how, Sampling) and (how.temperature > 0 or not self._folder):
             # The first token that a folder forces is as good as given.
             forced = (self._search.forced_bos_token_id,) if self.reads else ()
             start = (*self.start, *(i for i in forced if i is not None))
-            return Plan(self._sample, start, self.batch_size, _bucket(limit))
+            return Call(self._sample, start, self.batch_size, _bucket(limit))
         if isinstance(how, Sampling):
             penalty = None if how.repetition_penalty == 1.0 else how.repetition_penalty
             how = BeamSearch(max_new_tokens=limit, beams=1, repetition_penalty=penalty)
-        return Plan(searching(how.settings(self._search)), self.start, max(1, self.batch_size // how.beams), limit)
+        return Call(searching(how.settings(self._search)), self.start, max(1, self.batch_size // how.beams), limit)
 
-    def _given(self, prompts: Sequence[Sequence[int]], plan: Plan) -> Given:
+    def _given(self, prompts: Sequence[Sequence[int]], call: Call) -> Given:
         """Rounds the shapes up. A row that only fills the batch is not valid, or is the last prompt again where the
         strategy can ignore none. A decoder's prompts are right-aligned, an encoder's inputs left-aligned."""
-        start = () if self.reads else plan.start
+        start = () if self.reads else call.start
         texts = [(*start, *prompt) for prompt in prompts]
         b, s = _bucket(len(texts), 1), _bucket(max(map(len, texts)))
-        if isinstance(plan.strategy, Beams):
+        if isinstance(call.strategy, Beams):
             texts += [texts[-1]] * (b - len(texts))
         source = np.full((b, s), -1, np.int32)
         for row, text in zip(source, texts, strict=False):
@@ -168,19 +168,19 @@ class Generator:
             row[at] = text
         valid, first = source >= 0, np.zeros(b, np.int32)
         read = np.where(valid, source, self.end_ids[0]).astype(np.int32)
-        prompts_of = np.tile(np.array(plan.start, np.int32), (b, 1)) if self.reads else source
+        prompts_of = np.tile(np.array(call.start, np.int32), (b, 1)) if self.reads else source
         return Given(read, valid, prompts_of, source, first)
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], first: int, how: Sampling | BeamSearch, plan: Plan, chunk: int
+        self, prompts: Sequence[Sequence[int]], first: int, how: Sampling | BeamSearch, call: Call, chunk: int
     ) -> Iterator[list[list[int]]]:
         """Yields the new ids of all rows so far, after the first token and after each chunk; of beams at the end."""
-        n, limit, strategy = len(prompts), how.max_new_tokens, plan.strategy
-        given, settings = self._given(prompts, plan), None
+        n, limit, strategy = len(prompts), how.max_new_tokens, call.strategy
+        given, settings = self._given(prompts, call), None
         b = len(given.read)
         if isinstance(how, Sampling) and isinstance(strategy, Sample):
             settings = Draws(np.uint32(how.seed), np.arange(first, first + b, dtype=np.int32), knobs(how))
-        state = self._engine.start(self._params, given, settings, strategy=strategy, new=plan.new)
+        state = self._engine.start(self._params, given, settings, strategy=strategy, new=call.new)
         drawn, halt = 1, np.zeros(b, bool)
         ids: list[list[int]] = [[] for _ in prompts]
         # Without stop strings there is nothing to look at after the first token, if the next chunk is also the last.

@@ -9,6 +9,14 @@
 """
 
 from lm.hf.export import save
-from lm.hf.face.model import Model, load
+from lm.hf.face.model import HFModel, load
+from lm.renamed import renamed_names
 
-__all__ = ["Model", "load", "save"]
+__all__ = ["HFModel", "load", "save"]
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Model": "HFModel",
+    },
+)

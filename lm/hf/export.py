@@ -12,14 +12,14 @@ import jax
 import numpy as np
 
 from lm.errors import UserError
-from lm.hf.face.model import DTYPES, Model
+from lm.hf.face.model import DTYPES, HFModel
 from lm.hf.families import known, table
 from lm.hf.families.table import Slot
 from lm.hf.folder import CONFIG, GENERATION_CONFIG
 from lm.hf.tensors.write import write_folder, write_tensors
 from lm.hf.weights import write_items
 from lm.models import Model as ModelConfig
-from lm.models import SequenceLabels
+from lm.models import SequenceClassification
 from lm.models.tasks import Labels
 from lm.nn.param import paths
 
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
 PROBLEMS = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
 
 
-def save(model: Model, folder: str | Path, *, overwrite: bool = False) -> None:
+def save(model: HFModel, folder: str | Path, *, overwrite: bool = False) -> None:
     """A folder as the one `model` came from: each tensor in its own dtype, config and tokenizer as they were."""
     write_model(
         folder,
@@ -95,7 +95,7 @@ def config_of(model: ModelConfig, dtype: str, more: Mapping[str, Any]) -> dict[s
     if isinstance(model.task, Labels):
         names = {str(i): f"LABEL_{i}" for i in range(model.task.n_labels)}
         config |= {"id2label": names, "label2id": {label: int(i) for i, label in names.items()}}
-    if isinstance(model.task, SequenceLabels):
+    if isinstance(model.task, SequenceClassification):
         config["problem_type"] = PROBLEMS.get(model.task.problem, "regression")
     return config | dict(more) | family.write(model)
 
@@ -106,7 +106,7 @@ def layout_of(
     """Where the parameters of `model` go in a folder; names: of its tensors, if it is to be another than the usual."""
     family, _ = known.of_model(model)
     for rows in (family.table, *family.other_tables):
-        slots = table.plan(rows(model), shapes)
+        slots = table.layout(rows(model), shapes)
         if names is None or slots.keys() == set(names):
             return slots
     raise AssertionError(f"no layout of a {type(model).__name__} has the tensors {sorted(names or ())[:3]} ...")

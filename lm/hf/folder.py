@@ -18,7 +18,7 @@ from lm.hf.families.family import TASKS, Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Slot
 from lm.hf.tensors.folder import TensorFolder, open_tensors
-from lm.models import Model, SequenceLabels, Task
+from lm.models import Model, SequenceClassification, Task
 from lm.models.base import abstract
 from lm.models.tasks import Labels, Problem
 from lm.nn.param import paths
@@ -138,7 +138,7 @@ def read_task(config: Mapping[str, Any], kind: type[Task], where: str) -> Task:
         n = N_LABELS.get(config["model_type"], 2)
     if not isinstance(n, int) or n < 1:
         raise UserError(f"{where}: num_labels: expected a positive number, got {n!r}")
-    if not issubclass(kind, SequenceLabels):
+    if not issubclass(kind, SequenceClassification):
         return kind(n_labels=n)
     problem = config.get("problem_type")
     if problem is not None and not (isinstance(problem, str) and problem in PROBLEMS):
@@ -167,5 +167,5 @@ def _canonical(tensors: TensorFolder, family: Family, folder: Path) -> dict[str,
 
 def _layout(family: Family, model: Model, shapes: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Slot]:
     """The layout that the files have, or the usual one for what is then said to be missing."""
-    plans = [table.plan(rows(model), shapes) for rows in (family.table, *family.other_tables)]
-    return next((slots for slots in plans if slots.keys() <= found.keys()), plans[0])
+    layouts = [table.layout(rows(model), shapes) for rows in (family.table, *family.other_tables)]
+    return next((slots for slots in layouts if slots.keys() <= found.keys()), layouts[0])

@@ -2,7 +2,7 @@
 
 from lm.models.albert import Albert
 from lm.models.bart import Bart, MBart
-from lm.models.base import Family, Model, Output
+from lm.models.base import Architecture, Model, Output
 from lm.models.bert import Bert
 from lm.models.electra import Electra, GeneratorSize
 from lm.models.gemma import Gemma, Gemma2, Gemma3
@@ -16,42 +16,64 @@ from lm.models.opt import OPT
 from lm.models.qwen import Qwen2, Qwen3, Qwen3Moe
 from lm.models.roberta import Roberta
 from lm.models.t5 import T5
-from lm.models.tasks import SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair, WordsAndReplaced
+from lm.models.tasks import (
+    LanguageModeling,
+    MaskedLMAndPair,
+    MaskedLMAndReplaced,
+    QuestionAnswering,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 from lm.models.transformer import Transformer
 from lm.nn.compute import Compute
+from lm.renamed import renamed_names
 
 __all__ = [
     "GPT2",
     "OPT",
     "T5",
     "Albert",
+    "Architecture",
     "Bart",
     "Bert",
     "Compute",
     "Electra",
-    "Family",
     "GPTNeo",
     "GPTNeoX",
     "Gemma",
     "Gemma2",
     "Gemma3",
     "GeneratorSize",
+    "LanguageModeling",
     "Llama",
     "MBart",
+    "MaskedLMAndPair",
+    "MaskedLMAndReplaced",
     "Mistral",
     "Mixtral",
     "Model",
     "Output",
+    "QuestionAnswering",
     "Qwen2",
     "Qwen3",
     "Qwen3Moe",
     "Roberta",
-    "SequenceLabels",
-    "Spans",
+    "SequenceClassification",
     "Task",
-    "TokenLabels",
+    "TokenClassification",
     "Transformer",
-    "Words",
-    "WordsAndPair",
-    "WordsAndReplaced",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Family": "Architecture",
+        "SequenceLabels": "SequenceClassification",
+        "Spans": "QuestionAnswering",
+        "TokenLabels": "TokenClassification",
+        "Words": "LanguageModeling",
+        "WordsAndPair": "MaskedLMAndPair",
+        "WordsAndReplaced": "MaskedLMAndReplaced",
+    },
+)

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.errors import UserError, positive
-from lm.models.tasks import Task, Words
+from lm.models.tasks import LanguageModeling, Task
 from lm.nn import param as params
 from lm.nn.block import Layer
 from lm.nn.compute import Compute
 from lm.nn.stack import Stack
 from lm.renamed import Renaming
 
-Family = Literal["decoder", "encoder", "encoder_decoder"]
+Architecture = Literal["decoder", "encoder", "encoder_decoder"]
 
 
 class Output(NamedTuple):
@@ -46,7 +46,7 @@ class Model(metaclass=Renaming):
     pad_id: a token whose embedding learns nothing from being looked up, as in many published models.
     """
 
-    family: ClassVar[Family] = "decoder"
+    family: ClassVar[Architecture] = "decoder"
     renamed: ClassVar[Mapping[str, str]] = {
         "scan": "compute.scan",
         "remat": "compute.remat",
@@ -61,7 +61,7 @@ class Model(metaclass=Renaming):
     attention_dropout: float | None = None
     init_std: float = 0.02
     pad_id: int | None = None
-    task: Task = Words()
+    task: Task = LanguageModeling()
     compute: Compute = Compute()
 
     def __post_init__(self):

@@ -12,9 +12,15 @@ from typing import Any, ClassVar
 from flax import nnx
 
 from lm.errors import UserError, positive
-from lm.models.base import Family, Model
+from lm.models.base import Architecture, Model
 from lm.models.encoder import Encoder
-from lm.models.tasks import SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
+from lm.models.tasks import (
+    LanguageModeling,
+    MaskedLMAndPair,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+)
 from lm.nn.activation import ACTIVATIONS, Activation, ActivationName
 from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import PostNormBlock
@@ -35,7 +41,7 @@ class Bert(Model):
     (None: as `dropout`).
     """
 
-    family: ClassVar[Family] = "encoder"
+    family: ClassVar[Architecture] = "encoder"
     encoder: ClassVar[type[Encoder]] = Encoder
 
     vocab_size: int = 30522
@@ -82,18 +88,18 @@ class Bert(Model):
         """What stands on the encoder for `task`, by the names of `Encoder`."""
         linear = functools.partial(LinearHead, self.d_model, rngs=rngs, init=self.init)
         match self.task:
-            case Words():
+            case LanguageModeling():
                 return {"head": self.word_head(rngs)}
-            case WordsAndPair():
+            case MaskedLMAndPair():
                 pair = linear(2, dropout=self.pair_dropout, used="row")
                 return {"pooler": self.pooler(rngs), "head": self.word_head(rngs), "pair": pair}
-            case SequenceLabels(n_labels=n):
+            case SequenceClassification(n_labels=n):
                 return {"pooler": self.pooler(rngs), "labeler": linear(n, dropout=self.label_dropout, used="row")}
-            case TokenLabels(n_labels=n):
+            case TokenClassification(n_labels=n):
                 return {"labeler": linear(n, dropout=self.label_dropout)}
-            case Spans():
+            case QuestionAnswering():
                 return {"labeler": linear(2, dropout=0.0)}
-        known = "Words, WordsAndPair, SequenceLabels, TokenLabels or Spans"
+        known = "LanguageModeling, MaskedLMAndPair, SequenceClassification, TokenClassification or QuestionAnswering"
         raise UserError(f"model.task: expected {known} for an encoder, got {type(self.task).__name__}")
 
     # ------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.models.base import Model, Output
-from lm.models.tasks import Labels, SequenceLabels, Spans, Words
+from lm.models.tasks import Labels, LanguageModeling, QuestionAnswering, SequenceClassification
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, head_fn, tie
@@ -124,16 +124,17 @@ class Decoder(nnx.Module):
 def task_head(model: Model, width: int, *, tied: bool, rngs: nnx.Rngs, init: Init, softcap: float | None = None) -> Any:
     """The head of a decoder for `model.task`; `width` is that of the embedding."""
     task = model.task
-    if isinstance(task, Words):
+    if isinstance(task, LanguageModeling):
         return Head(model.vocab_size, width, rngs=rngs, init=init, tied=tied, softcap=softcap)
     if isinstance(task, Labels):
-        each = not isinstance(task, SequenceLabels)  # as transformers has it: `score` of a sequence is bare
+        each = not isinstance(task, SequenceClassification)  # as transformers has it: `score` of a sequence is bare
         rate = model.dropout if each else 0.0
         return LinearHead(
             width, task.n_labels, rngs=rngs, init=init, dropout=rate, bias=each, used="token" if each else "row"
         )
-    if isinstance(task, Spans):
+    if isinstance(task, QuestionAnswering):
         return LinearHead(width, 2, rngs=rngs, init=init, dropout=0.0)
     raise UserError(
-        f"model.task: expected Words, SequenceLabels, TokenLabels or Spans for a decoder, got {type(task).__name__}"
+        f"model.task: expected LanguageModeling, SequenceClassification, TokenClassification "
+        f"or QuestionAnswering for a decoder, got {type(task).__name__}"
     )

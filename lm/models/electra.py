@@ -19,7 +19,7 @@ from lm.errors import UserError, positive
 from lm.models.base import Output
 from lm.models.bert import Bert
 from lm.models.encoder import Encoder, Trunk
-from lm.models.tasks import Task, WordsAndReplaced
+from lm.models.tasks import MaskedLMAndReplaced, Task
 from lm.nn.activation import ACTIVATIONS, Activation
 from lm.nn.block import AnyBlock
 from lm.nn.dropout import split_key
@@ -115,17 +115,17 @@ class Electra(Bert):
 
     d_embed: int = 768
     generator: GeneratorSize = GeneratorSize()
-    task: Task = WordsAndReplaced()
+    task: Task = MaskedLMAndReplaced()
 
     def __post_init__(self):
         super().__post_init__()
         positive("model", self, "d_embed")
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, Any]:
-        if not isinstance(self.task, WordsAndReplaced):
+        if not isinstance(self.task, MaskedLMAndReplaced):
             raise UserError(
-                f"model.task: expected WordsAndReplaced for Electra, got {type(self.task).__name__}; take Bert, which "
-                "has heads for labels"
+                f"model.task: expected MaskedLMAndReplaced for Electra, got {type(self.task).__name__}; take Bert, "
+                "which has heads for labels"
             )
         size = self.generator
         n_layers = self.n_layers if size.n_layers is None else size.n_layers

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from lm.errors import UserError
 from lm.models.base import Model, Output
 from lm.models.encoder import attended
-from lm.models.tasks import SequenceLabels, Spans, TokenLabels, Words
+from lm.models.tasks import LanguageModeling, QuestionAnswering, SequenceClassification, TokenClassification
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, head_fn, tie
@@ -222,16 +222,17 @@ class EncoderDecoder(nnx.Module):
 def task_labeler(model: Model, *, rngs: nnx.Rngs, init: Init) -> LinearHead | DenseHead | None:
     """The labeler of an encoder-decoder for `model.task`: none where that is words."""
     task = model.task
-    if isinstance(task, Words):
+    if isinstance(task, LanguageModeling):
         return None
-    if isinstance(task, SequenceLabels):
+    if isinstance(task, SequenceClassification):
         return DenseHead(model.d_model, task.n_labels, rngs=rngs, init=init, dropout=0.0)
-    if isinstance(task, TokenLabels):
+    if isinstance(task, TokenClassification):
         # by the encoder alone
         return LinearHead(model.d_model, task.n_labels, rngs=rngs, init=init, dropout=0.0, used="memory")
-    if isinstance(task, Spans):
+    if isinstance(task, QuestionAnswering):
         return LinearHead(model.d_model, 2, rngs=rngs, init=init, dropout=0.0)
     raise UserError(
-        "model.task: expected Words, SequenceLabels, TokenLabels or Spans for an encoder-decoder, got "
+        "model.task: expected LanguageModeling, SequenceClassification, TokenClassification "
+        "or QuestionAnswering for an encoder-decoder, got "
         f"{type(task).__name__}"
     )

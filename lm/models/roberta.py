@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm.errors import UserError
 from lm.models.bert import Bert
-from lm.models.tasks import SequenceLabels, WordsAndPair
+from lm.models.tasks import MaskedLMAndPair, SequenceClassification
 from lm.nn.activation import ACTIVATIONS, Activation
 from lm.nn.heads import DenseHead
 from lm.nn.position import LearnedPositions
@@ -39,9 +39,10 @@ class Roberta(Bert):
                 f"model.max_positions: expected more than the {self.first_position} rows up to model.pad_id "
                 f"{self.pad_id}, got {self.max_positions}; raise it"
             )
-        if isinstance(self.task, WordsAndPair):
+        if isinstance(self.task, MaskedLMAndPair):
             raise UserError(
-                "model.task: expected Words, SequenceLabels, TokenLabels or Spans for Roberta, got WordsAndPair; take "
+                "model.task: expected LanguageModeling, SequenceClassification, TokenClassification "
+                "or QuestionAnswering for Roberta, got MaskedLMAndPair; take "
                 "Bert, which has a sentence pair"
             )
 
@@ -63,7 +64,7 @@ class Roberta(Bert):
         return ACTIVATIONS["gelu"]  # as published, whatever that of the layers
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, Any]:
-        if not isinstance(self.task, SequenceLabels):
+        if not isinstance(self.task, SequenceClassification):
             return super().heads(rngs)
         n, dropout = self.task.n_labels, self.label_dropout
         return {"labeler": DenseHead(self.d_model, n, rngs=rngs, init=self.init, dropout=dropout)}

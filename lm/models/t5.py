@@ -11,9 +11,9 @@ from typing import ClassVar
 from flax import nnx
 
 from lm.errors import positive
-from lm.models.base import Family, Model
+from lm.models.base import Architecture, Model
 from lm.models.encoder_decoder import EncoderDecoder, Side, task_labeler
-from lm.models.tasks import TokenLabels, Words
+from lm.models.tasks import LanguageModeling, TokenClassification
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block
@@ -36,7 +36,7 @@ class T5(Model):
     init_std: multiplies the initial values, each drawn by the width of its input (code of the paper).
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: ClassVar[Architecture] = "encoder_decoder"
 
     vocab_size: int = 32_128
     d_model: int = 768
@@ -136,11 +136,15 @@ class T5(Model):
 
         encoder = self.side(rngs, n_layers=self.n_encoder_layers or self.n_layers, decoder=False)
         # Tokens are labelled by the encoder alone (T5ForTokenClassification of transformers).
-        decoder = None if isinstance(self.task, TokenLabels) else self.side(rngs, n_layers=self.n_layers, decoder=True)
+        decoder = (
+            None
+            if isinstance(self.task, TokenClassification)
+            else self.side(rngs, n_layers=self.n_layers, decoder=True)
+        )
         return EncoderDecoder(
             embed,
             encoder,
             decoder,
-            head=head() if isinstance(self.task, Words) else None,
+            head=head() if isinstance(self.task, LanguageModeling) else None,
             labeler=task_labeler(self, rngs=rngs, init=normal(self.init_std * fan_in)),
         )

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from lm.errors import UserError
+from lm.renamed import formerly
 
 Problem = Literal["single_label", "multi_label", "regression"]
 
@@ -15,18 +16,21 @@ class Task:
     """Base of the tasks."""
 
 
+@formerly("Words")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Words(Task):
+class LanguageModeling(Task):
     """Tokens: the next one (decoders), those that are masked (encoders), the other text (encoder-decoders)."""
 
 
+@formerly("WordsAndPair")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WordsAndPair(Task):
+class MaskedLMAndPair(Task):
     """Masked tokens, and whether two sentences belong as they stand: next-sentence or sentence-order prediction."""
 
 
+@formerly("WordsAndReplaced")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WordsAndReplaced(Task):
+class MaskedLMAndReplaced(Task):
     """Masked tokens by a generator, and of each token that it fills in or leaves, whether it is the original."""
 
 
@@ -41,18 +45,21 @@ class Labels(Task):
             raise UserError(f"model.task.n_labels: expected at least 1, got {self.n_labels}")
 
 
+@formerly("SequenceLabels")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SequenceLabels(Labels):
+class SequenceClassification(Labels):
     """A label, several labels, or numbers for a whole sequence."""
 
     problem: Problem = "single_label"
 
 
+@formerly("TokenLabels")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenLabels(Labels):
+class TokenClassification(Labels):
     """A label for every token (entities, parts of speech)."""
 
 
+@formerly("Spans")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spans(Task):
+class QuestionAnswering(Task):
     """The first and the last token of an answer."""

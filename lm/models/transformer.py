@@ -12,9 +12,9 @@ from typing import ClassVar
 from flax import nnx
 
 from lm.errors import UserError, positive
-from lm.models.base import Family, Model
+from lm.models.base import Architecture, Model
 from lm.models.encoder_decoder import EncoderDecoder, Side, task_labeler
-from lm.models.tasks import TokenLabels, Words
+from lm.models.tasks import LanguageModeling, TokenClassification
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block, PostNormBlock
@@ -39,7 +39,7 @@ class Transformer(Model):
     logits_bias: one that stays as a checkpoint brought it (Marian's and BART's final_logits_bias).
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: ClassVar[Architecture] = "encoder_decoder"
 
     vocab_size: int = 37_000
     d_model: int = 512
@@ -67,8 +67,11 @@ class Transformer(Model):
             raise UserError(
                 f"model.n_encoder_heads: {self.n_encoder_heads} does not divide model.d_model {self.d_model}"
             )
-        if isinstance(self.task, TokenLabels):
-            raise UserError("model.task: expected Words, SequenceLabels or Spans, got TokenLabels; T5 has them")
+        if isinstance(self.task, TokenClassification):
+            raise UserError(
+                "model.task: expected LanguageModeling, SequenceClassification or QuestionAnswering, got "
+                "TokenClassification; T5 has them"
+            )
 
     # --- the parts that BART and MBART exchange -----------------------------------------------------------------------
 
@@ -161,6 +164,6 @@ class Transformer(Model):
             encoder,
             self.side(rngs, n_layers=self.n_layers, n_heads=self.n_heads, d_ff=self.d_ff, cross=True),
             target_embed=embed(self.target_vocab_size) if self.target_vocab_size else None,
-            head=head() if isinstance(self.task, Words) else None,
+            head=head() if isinstance(self.task, LanguageModeling) else None,
             labeler=task_labeler(self, rngs=rngs, init=init),
         )

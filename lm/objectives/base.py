@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lm.models import Family, Task, Words
+from lm.models import Architecture, LanguageModeling, Task
 from lm.models.cost import Row
 from lm.nn.moe import Router, balance_loss, z_loss
 from lm.objectives.cross_entropy import row_nll
@@ -76,7 +76,7 @@ class Objective:
     a decoder takes -1 (`lm.data.NO_PAD`): a place that is no target may look up any row of the embedding.
     """
 
-    family: ClassVar[Family] = "decoder"
+    family: ClassVar[Architecture] = "decoder"
     token_kinds: ClassVar[Mapping[str, TokenKind]] = {"start_id": "tokenizer", "pad_id": "tokenizer"}
 
     def special_tokens(self) -> tuple[SpecialToken, ...]:
@@ -93,7 +93,7 @@ class Objective:
     @property
     def tasks(self) -> tuple[type[Task], ...]:
         """What a model's head may predict."""
-        return (Words,)
+        return (LanguageModeling,)
 
     start_id: int = 1
     pad_id: int = 0

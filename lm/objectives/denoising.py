@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Family
+from lm.models import Architecture
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score
 from lm.objectives.seq2seq import decoder_loss, restored
@@ -35,7 +35,7 @@ class Denoising(Objective):
     chunks: see `cross_entropy`; divides data.seq_len.
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: ClassVar[Architecture] = "encoder_decoder"
     token_kinds: ClassVar = dict(Objective.token_kinds) | {"newline_id": "any"}
 
     mask_id: int

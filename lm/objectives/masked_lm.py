@@ -19,12 +19,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Family, Task, Words, WordsAndPair
+from lm.models import Architecture, LanguageModeling, MaskedLMAndPair, Task
 from lm.objectives import noise, pairs
 from lm.objectives.base import Loss, Objective, Predictions, Score
 from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.words import Spelling, whole, words_of
-from lm.objectives.words import Words as WordTable
+from lm.objectives.words import WordBoundaries as WordTable
 from lm.sharding import constrain
 
 
@@ -48,7 +48,7 @@ class MaskedLM(Objective):
     chunks: see `cross_entropy`; divides P.
     """
 
-    family: ClassVar[Family] = "encoder"
+    family: ClassVar[Architecture] = "encoder"
     token_kinds: ClassVar = dict(Objective.token_kinds) | {"newline_id": "any"}
 
     mask_id: int
@@ -108,7 +108,7 @@ class MaskedLM(Objective):
 
     @property
     def tasks(self) -> tuple[type[Task], ...]:
-        return (WordsAndPair,) if self.pair != "none" else (Words, WordsAndPair)
+        return (MaskedLMAndPair,) if self.pair != "none" else (LanguageModeling, MaskedLMAndPair)
 
     def check(self, seq_len: int) -> None:
         needed = 3 if self.pair == "none" else 5

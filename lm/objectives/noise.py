@@ -18,7 +18,7 @@ SLACK = 5.0  # standard deviations
 FEW = 2**14  # keys that are faster put in order than sorted out before
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def splitmix64(x: np.ndarray) -> np.ndarray:
     """uint64 -> uint64 bijection: the output function of SplitMix64 (Stafford's variant 13 of MurmurHash3's)."""
     shifted = x >> np.uint64(30)
     x = x ^ shifted
@@ -44,11 +44,11 @@ def draw_at(seed: int, purpose: str, ids: np.ndarray, places: np.ndarray) -> np.
 
 def _number(seed: int, purpose: str, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
     name = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    state = mix(ids.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(int.from_bytes(name, "little")))
+    state = splitmix64(ids.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(int.from_bytes(name, "little")))
     steps = places.astype(np.uint64)
     steps += np.uint64(1)
     steps *= np.uint64(GOLDEN)
-    return mix(state[:, None] + steps)
+    return splitmix64(state[:, None] + steps)
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:

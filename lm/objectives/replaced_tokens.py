@@ -16,13 +16,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Task, WordsAndReplaced
+from lm.models import MaskedLMAndReplaced, Task
 from lm.nn.dropout import split_key
 from lm.objectives import noise
 from lm.objectives.base import Loss, Predictions
 from lm.objectives.cross_entropy import HeadFn, cross_entropy
 from lm.objectives.masked_lm import MaskedLM
-from lm.objectives.words import Words as WordTable
+from lm.objectives.words import WordBoundaries as WordTable
 from lm.sharding import constrain
 
 
@@ -63,7 +63,7 @@ class ReplacedTokens(MaskedLM):
 
     @property
     def tasks(self) -> tuple[type[Task], ...]:
-        return (WordsAndReplaced,)
+        return (MaskedLMAndReplaced,)
 
     def features(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Those of `MaskedLM`, and noise uint32 [B,2], the key from which a row's words are drawn."""

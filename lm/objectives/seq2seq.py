@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Family
+from lm.models import Architecture
 from lm.objectives.base import Loss, Objective, Predictions, Score
 from lm.objectives.cross_entropy import cross_entropy
 
@@ -77,7 +77,7 @@ class Seq2Seq(Objective):
     chunks: see `cross_entropy`; divides max_target.
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: ClassVar[Architecture] = "encoder_decoder"
     token_kinds: ClassVar = dict(Objective.token_kinds) | {"separator_id": "any", "decoder_start_id": "any"}
 
     max_source: int

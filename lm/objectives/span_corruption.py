@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Family
+from lm.models import Architecture
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score, SpecialToken
 from lm.objectives.seq2seq import decoder_loss, restored
@@ -51,7 +51,7 @@ class SpanCorruption(Objective):
     chunks: see `cross_entropy`; divides the length of the targets.
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: ClassVar[Architecture] = "encoder_decoder"
 
     first_sentinel_id: int
     n_sentinels: int = 100

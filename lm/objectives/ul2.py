@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Family
+from lm.models import Architecture
 from lm.objectives import noise
 from lm.objectives.base import Loss, Objective, Score, SpecialToken
 from lm.objectives.span_corruption import SpanCorruption, with_sentinels
@@ -71,7 +71,7 @@ class UL2(Objective):
     chunks: see `cross_entropy`; divides the longest targets.
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: ClassVar[Architecture] = "encoder_decoder"
 
     first_sentinel_id: int
     r_id: int

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lm.errors import UserError
-from lm.models import Family
+from lm.models import Architecture
 from lm.models.cost import Row
 from lm.objectives.base import Loss, Score
 from lm.objectives.prefix_lm import PrefixLM
@@ -31,7 +31,7 @@ class UL2Decoder(UL2):
     router_balance, router_z: as in `CausalLM`.
     """
 
-    family: ClassVar[Family] = "decoder"
+    family: ClassVar[Architecture] = "decoder"
 
     router_balance: float = 0.01
     router_z: float = 0.0

@@ -25,7 +25,7 @@ class Spelling(Protocol):
     def pieces(self, ids: Sequence[int]) -> list[str]: ...
 
 
-class Words(NamedTuple):
+class WordBoundaries(NamedTuple):
     """Of each id, bool [V]: whether its first and its last character are of a word. A token goes on with the word of
     the one before it when that ends and it begins within one: so words are runs of letters, digits and `_`, and every
     other token stands alone, as BERT's pre-tokenizer has it."""
@@ -45,7 +45,7 @@ class Words(NamedTuple):
         return starts
 
 
-def words_of(tokenizer: Spelling) -> Words:
+def words_of(tokenizer: Spelling) -> WordBoundaries:
     """The table of a tokenizer whose pieces spell their spaces, or of a WordPiece: there a word is a piece and those
     with ## that follow it, as in the whole word masking of BERT. UserError for another, whose `the cat` would be one
     word here."""
@@ -61,13 +61,13 @@ def words_of(tokenizer: Spelling) -> Words:
         if text:
             begins[i], ends[i] = not opens and _of_word(text[0]), _of_word(text[-1])
     if not spaced and goes_on.any():
-        return Words(goes_on, np.array([bool(tokenizer.decode([i])) for i in range(tokenizer.vocab_size)]))
+        return WordBoundaries(goes_on, np.array([bool(tokenizer.decode([i])) for i in range(tokenizer.vocab_size)]))
     if not spaced:
         raise UserError(
             f"objective.whole_word: expected a tokenizer whose pieces spell the space before a word, or the ## inside "
             f"of one, got none among {tokenizer.vocab_size}; set whole_word=False, or span for n-grams"
         )
-    return Words(begins, ends)
+    return WordBoundaries(begins, ends)
 
 
 def _of_word(character: str) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 from lm import distributed
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Resolved, changes
-from lm.data import Corpus, Ramp, Stream
-from lm.data.stream.batches import Shape
+from lm.data import BatchSchedule, Corpus, Stream
+from lm.data.stream.batches import BatchShape
 from lm.evals import perplexity
 from lm.evals.evaluate import Validation
 from lm.models.cost import FlopsPerToken, flops_per_token
@@ -57,7 +57,7 @@ class Loop:
     ):
         self.resolved, self.setup, self.corpus, self.stream = resolved, setup, corpus, stream
         self.programs, self.observers, self.clock = programs, observers, Clock()
-        self.ramp = Ramp.of(resolved.config.data)
+        self.ramp = BatchSchedule.of(resolved.config.data)
         self.validate = Validation.make(setup, corpus)
 
     def run(self, state: State, start: Start, opening: str = "") -> Result:
@@ -137,13 +137,13 @@ class Loop:
             self.log.print(f"stopped at step {at.step}, checkpoint saved; run the same command to go on")
         return Result(at.step, preempted, None if preempted else evaluation)
 
-    def batches(self, examples_seen: int, end: int) -> Generator[tuple[Shape, dict[str, jax.Array]], None, None]:
-        """The batches from example `examples_seen` to `end`, one stage of the ramp after another, with their shapes."""
+    def batches(self, examples_seen: int, end: int) -> Generator[tuple[BatchShape, dict[str, jax.Array]], None, None]:
+        """The batches from example `examples_seen` to `end`, one phase of the ramp after another, with their shapes."""
         from lm.data.loader.loader import make_loader
 
         objective, first = self.resolved.config.objective, True
         while examples_seen < end:
-            shape, stage_end = self.ramp.shape(examples_seen), self.ramp.end(examples_seen) or end
+            shape, phase_end = self.ramp.shape(examples_seen), self.ramp.end(examples_seen) or end
             if not first or shape.seq_len != self.resolved.config.data.seq_len:
                 self.log.print(f"from example {examples_seen:,}: batches of {shape.rows} x {shape.seq_len}")
             coming, first = self.ramp.following(examples_seen), False
@@ -154,14 +154,14 @@ class Loop:
                 start=examples_seen,
                 examples=objective.examples_for(self.corpus.tokenizer),
                 extra_rows=objective.extra_rows,
-                pieces=shape.pieces,
+                rows_per_example=shape.rows_per_example,
             ) as loader:
                 for batch in loader:
                     yield shape, batch
                     if coming is not None:  # the step that was just begun is compiled: the next one has time
                         self.programs.start(coming)
                     examples_seen += shape.examples
-                    if examples_seen >= min(stage_end, end):
+                    if examples_seen >= min(phase_end, end):
                         break
 
     def record(self, done: list[Done], last: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lm.compilation import CacheCounter
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.training.setup import Setup
 
 
@@ -25,18 +25,18 @@ class Programs:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._made: dict[Shape, concurrent.futures.Future[Compiled]] = {}
+        self._made: dict[BatchShape, concurrent.futures.Future[Compiled]] = {}
 
-    def start(self, shape: Shape) -> None:
+    def start(self, shape: BatchShape) -> None:
         """Compiles the step for batches of this shape on a thread of its own, once."""
         if shape not in self._made:
             self._made[shape] = background(self._compile, shape)
 
-    def __getitem__(self, shape: Shape) -> Compiled:
+    def __getitem__(self, shape: BatchShape) -> Compiled:
         self.start(shape)
         return self._made[shape].result()
 
-    def _compile(self, shape: Shape) -> Compiled:
+    def _compile(self, shape: BatchShape) -> Compiled:
         began = time.perf_counter()
         with CacheCounter() as cache:
             step = self._setup.lower(shape).compile()

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from lm import sharding
 from lm.config import Config
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.models import base as models
 from lm.training import step as steps
 from lm.training.state import State, StateSpec
@@ -111,8 +111,8 @@ class Setup:
         """Where the rows of a batch go, which is the same for all its arrays."""
         return next(iter(self.batch_shardings.values()))
 
-    def abstract_batch(self, shape: Shape | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """A global batch without values, of a stage of `data.ramp` or of what it ends in."""
+    def abstract_batch(self, shape: BatchShape | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global batch without values, of a phase of `data.ramp` or of what it ends in."""
         data = self.config.data
         n_rows, seq_len = (data.batch_size, data.seq_len) if shape is None else (shape.rows, shape.seq_len)
         features = self.config.objective.features(n_rows, seq_len)
@@ -120,7 +120,7 @@ class Setup:
             k: jax.ShapeDtypeStruct(f.shape, f.dtype, sharding=self.batch_shardings[k]) for k, f in features.items()
         }
 
-    def lower(self, shape: Shape | None = None) -> jax.stages.Lowered:
+    def lower(self, shape: BatchShape | None = None) -> jax.stages.Lowered:
         """The train step lowered for the mesh: `.compile()` it without any state at hand."""
         return self.step.lower(self.abstract_state, self.abstract_batch(shape))
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from lm import distributed
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config
-from lm.data import NO_PAD, Corpus, Ramp, Stream, Tokenizer, prepare
+from lm.data import NO_PAD, BatchSchedule, Corpus, Stream, Tokenizer, prepare
 from lm.data.sources.files import is_remote
-from lm.data.tokenizer.open import open_tokenizer, there
+from lm.data.tokenizer.open import exists, open_tokenizer
 from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
 from lm.training.setup import Setup
@@ -51,7 +51,7 @@ class Start:
                     stored.check(step, setup.abstract_state)
         if meta is None:
             _check_weights(config, setup)
-        stream.check_epochs(**position._asdict(), steps=config.train.steps, ramp=Ramp.of(config.data))
+        stream.check_epochs(**position._asdict(), steps=config.train.steps, ramp=BatchSchedule.of(config.data))
         return cls(folder, position, meta)
 
     def state(self, setup: Setup) -> State:
@@ -163,7 +163,7 @@ def _has_checkpoint(workdir: Workdir) -> bool:
 def check_named_tokenizer(config: Config) -> None:
     """The tokenizer that the config names, before a corpus is made with it."""
     name = config.data.tokenizer
-    if isinstance(name, str) and there(name):
+    if isinstance(name, str) and exists(name):
         check_tokenizer(config, open_tokenizer(name))
 
 

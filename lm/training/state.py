@@ -12,7 +12,7 @@ from flax import nnx
 
 from lm import sharding
 from lm.config import Config
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.models import base as models
 from lm.nn import param
 from lm.optim import make_optimizer, state_axes
@@ -24,7 +24,7 @@ class Position(NamedTuple):
     step: int = 0
     examples_seen: int = 0
 
-    def after(self, shape: Shape) -> Position:
+    def after(self, shape: BatchShape) -> Position:
         """The position after a step on a batch of this shape."""
         return Position(self.step + 1, self.examples_seen + shape.examples)
 

@@ -9,7 +9,7 @@ import jax
 
 from lm import distributed
 from lm.config import Resolved, check_mesh, check_task
-from lm.data import Ramp, Stream
+from lm.data import BatchSchedule, Stream
 from lm.data.tf import tensorflow
 from lm.mesh import layout, make_mesh
 from lm.models.cost import count
@@ -40,7 +40,7 @@ def train(resolved: Resolved, workdir: str | Path | Workdir) -> Result:
         setup = Setup.make(config, mesh)
         stream = Stream.of(config.data, corpus)
         start = Start.find(folder, setup, stream)
-        programs, shape = Programs(setup), Ramp.of(config.data).shape(start.position.examples_seen)
+        programs, shape = Programs(setup), BatchSchedule.of(config.data).shape(start.position.examples_seen)
         programs.start(shape)
         state = start.state(setup)
         compiled = programs[shape]
@@ -58,7 +58,7 @@ def _opening(setup: Setup, stream: Stream, compiled: Compiled, seconds: float) -
         f"step compiled in {compiled.seconds:.1f} s (compilation cache {'hit' if compiled.cache.hits else 'miss'}); "
         f"ready after {seconds:.1f} s",
     ]
-    if config.data.plan != "windows":
+    if config.data.packing != "split":
         shares = (f"{name} {share:.2%}" for name, share in stream.padding.items())
-        lines.append(f"{config.data.plan}: padding {', '.join(shares)}")
+        lines.append(f"{config.data.packing}: padding {', '.join(shares)}")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from lm import distributed
 from lm.checkpoint import Checkpoints
 from lm.data import Exclude, Stream
 from lm.data.inspect.provenance import passing_over
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.errors import UserError
 from lm.training.log import Log
 from lm.training.state import Position
@@ -47,9 +47,7 @@ class Spike(NamedTuple):
 
 def write_provenance(path: epath.Path, stream: Stream, first: int, stop: int, **what: Any) -> None:
     """A JSON file of `what` and of the rows of ids `first` to `stop` - 1: source, documents, offsets."""
-    rows = [
-        row._asdict() | {"pieces": [p._asdict() for p in row.pieces]} for row in stream.where(np.arange(first, stop))
-    ]
+    rows = [row._asdict() | {"spans": [p._asdict() for p in row.spans]} for row in stream.where(np.arange(first, stop))]
     write(path, json.dumps(what | {"examples": [first, stop], "rows": rows}, indent=1))
 
 
@@ -61,7 +59,7 @@ class Done(NamedTuple):
     """A step that was begun. at: the position before it; metrics: may still be on the device."""
 
     at: Position
-    shape: Shape
+    shape: BatchShape
     metrics: dict[str, Any]
 
     @property

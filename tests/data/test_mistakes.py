@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lm.data import Jsonl, Phase, SentencePiece, prepare
-from lm.data.sources.files import stage
+from lm.data.sources.files import download
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
 from lm.evals.evaluate import Validation
@@ -22,7 +22,7 @@ from tests.data.prepare.test_prepare import make  # noqa: F401
 @pytest.mark.parametrize("glob", ["https://example.invalid/x.txt", "foo://b/x.txt"])
 def test_a_glob_of_a_scheme_that_is_not_known_is_refused(tmp_path, glob):
     with pytest.raises(UserError, match="expected a store that can be listed"):
-        stage(glob, tmp_path, print)
+        download(glob, tmp_path, print)
 
 
 def test_errors_that_only_a_store_knows_are_refused(tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_errors_that_only_a_store_knows_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(epath, "Path", fail)
     with pytest.raises(UserError, match="got no such filesystem;"):
-        stage("gs://b/*.txt", tmp_path, print)
+        download("gs://b/*.txt", tmp_path, print)
 
 
 def test_a_tokenizer_of_a_scheme_that_is_not_known_is_refused():

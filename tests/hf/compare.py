@@ -37,7 +37,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
 
 
-def differences(name: str, model: hf.Model, gradients: bool = True) -> Differences:
+def differences(name: str, model: hf.HFModel, gradients: bool = True) -> Differences:
     """Outputs, loss and, unless they are left out, gradients: one program here, one forward and backward pass there."""
     theirs_model, batch = reference(name), inputs(name)
     if not gradients:
@@ -81,7 +81,7 @@ def _gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> di
     return found
 
 
-def by_stored_name(grads: dict[str, np.ndarray], model: hf.Model) -> dict[str, np.ndarray]:
+def by_stored_name(grads: dict[str, np.ndarray], model: hf.HFModel) -> dict[str, np.ndarray]:
     """Gradients of live parameters of transformers, under the names that files have."""
     out = {}
     for name, g in grads.items():
@@ -109,7 +109,7 @@ def _update(params: jax.Array, grads: jax.Array, state: Any) -> tuple[jax.Array,
     return optax.apply_updates(params, updates), state
 
 
-def losses_of_adamw(name: str, model: hf.Model, steps: int = 6) -> tuple[list[float], list[float]]:
+def losses_of_adamw(name: str, model: hf.HFModel, steps: int = 6) -> tuple[list[float], list[float]]:
     """(ours, theirs): the loss before each step on one batch, without dropout. `model` is as before afterwards."""
     import torch
 
@@ -149,7 +149,7 @@ def _split(vector: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndar
     return {n: part.reshape(x.shape) for (n, x), part in zip(like.items(), np.split(vector, ends))}
 
 
-def sequences(name: str, model: hf.Model, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def sequences(name: str, model: hf.HFModel, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """(ours, theirs): what is generated from the rows of a case."""
     import torch
 

@@ -40,7 +40,7 @@ class Cases:
         model.save_pretrained(path)
         return path
 
-    def _loaded(self, name: str) -> hf.Model:
+    def _loaded(self, name: str) -> hf.HFModel:
         return hf.load(self.folder(name))
 
     def _differences(self, name: str) -> compare.Differences:

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from lm.errors import UserError
-from lm.models import Electra, GeneratorSize, Words
+from lm.models import Electra, GeneratorSize, LanguageModeling
 from lm.models.base import abstract
 from lm.models.cost import count, flops_per_token
 from lm.nn.compute import Compute
@@ -374,8 +374,8 @@ def test_flops_by_hand():
         (lambda: dataclasses.replace(MODEL, d_embed=0), "model.d_embed: expected a positive number, got 0"),
         (lambda: dataclasses.replace(MODEL, n_heads=4), "model.n_heads: 4 does not divide model.d_model 21"),
         (
-            lambda: abstract(dataclasses.replace(MODEL, task=Words())),
-            "model.task: expected WordsAndReplaced for Electra, got Words; take Bert",
+            lambda: abstract(dataclasses.replace(MODEL, task=LanguageModeling())),
+            "model.task: expected MaskedLMAndReplaced for Electra, got LanguageModeling; take Bert",
         ),
     ],
 )

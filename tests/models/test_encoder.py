@@ -13,7 +13,16 @@ from flax import nnx
 
 from lm.config import load
 from lm.errors import UserError
-from lm.models import Albert, Bert, Roberta, SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
+from lm.models import (
+    Albert,
+    Bert,
+    LanguageModeling,
+    MaskedLMAndPair,
+    QuestionAnswering,
+    Roberta,
+    SequenceClassification,
+    TokenClassification,
+)
 from lm.models.base import abstract
 from lm.models.cost import count, flops_per_token
 from lm.models.tasks import Task
@@ -24,10 +33,10 @@ from tests.models.reference import layer_norm, random_params
 from tests.tolerances import assert_close
 
 SIZES = {"vocab_size": 53, "d_model": 21, "n_heads": 3, "d_ff": 31, "max_positions": 19}
-BERT = Bert(**SIZES, n_layers=2, n_types=3, norm_eps=1e-2, task=WordsAndPair())
+BERT = Bert(**SIZES, n_layers=2, n_types=3, norm_eps=1e-2, task=MaskedLMAndPair())
 ROBERTA = Roberta(**SIZES, n_layers=2, norm_eps=1e-2, activation="relu", pad_id=4, n_types=2)
 ALBERT = Albert(
-    **SIZES, d_embed=11, n_layers=5, n_groups=2, inner_layers=2, n_types=2, norm_eps=1e-2, task=WordsAndPair()
+    **SIZES, d_embed=11, n_layers=5, n_groups=2, inner_layers=2, n_types=2, norm_eps=1e-2, task=MaskedLMAndPair()
 )
 ALBERT_ORDER = (0, 1, 0, 1, 0, 1, 2, 3, 2, 3)  # five layers in two groups: three and two
 MODELS = pytest.mark.parametrize("model", [BERT, ROBERTA, ALBERT], ids=["bert", "roberta", "albert"])
@@ -114,7 +123,7 @@ def test_states_and_logits_are_the_papers(model, order, activation, head_activat
     assert_close(out.hidden, out.states[-1])
     module = build(model, params)
     assert_close(module.logits(out.hidden)[VALID], word_logits(params, states[-1], head_activation, eps=1e-2)[VALID])
-    if isinstance(model.task, WordsAndPair):
+    if isinstance(model.task, MaskedLMAndPair):
         p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
         pooled = np.tanh(states[-1][0, 0] @ p["pooler"]["dense"]["kernel"] + p["pooler"]["dense"]["bias"])
         pair = pooled @ p["pair"]["out"]["kernel"] + p["pair"]["out"]["bias"]
@@ -122,7 +131,7 @@ def test_states_and_logits_are_the_papers(model, order, activation, head_activat
 
 
 def test_roberta_labels_are_a_dense_layer_on_the_first_token():
-    model = dataclasses.replace(ROBERTA, task=SequenceLabels(n_labels=7))
+    model = dataclasses.replace(ROBERTA, task=SequenceClassification(n_labels=7))
     params, x = random_params(model), RNG.normal(size=(2, 13, 21)).astype(np.float32)
     module = build(model, params)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["labeler"])
@@ -197,7 +206,7 @@ def test_padding_teaches_no_row_of_its_own(model):
 
 
 def test_a_shared_layer_gets_the_sum_of_the_gradients_of_its_uses():
-    shared = dataclasses.replace(ALBERT, n_layers=3, n_groups=1, inner_layers=1, task=Words())
+    shared = dataclasses.replace(ALBERT, n_layers=3, n_groups=1, inner_layers=1, task=LanguageModeling())
     params = random_params(shared)
     alone = dict(params, layers=jax.tree.map(lambda a: np.repeat(a, 3, axis=0), params["layers"]))
     of_each = gradient(dataclasses.replace(shared, n_groups=3), alone)
@@ -207,7 +216,7 @@ def test_a_shared_layer_gets_the_sum_of_the_gradients_of_its_uses():
 
 
 def test_a_shared_layer_counts_in_the_flops_as_often_as_it_runs():
-    shared = dataclasses.replace(ALBERT, n_layers=6, n_groups=1, inner_layers=1, task=Words())
+    shared = dataclasses.replace(ALBERT, n_layers=6, n_groups=1, inner_layers=1, task=LanguageModeling())
     alone = dataclasses.replace(shared, n_groups=6)
     flops = [flops_per_token(model, abstract(model).infos, 13) for model in (shared, alone)]
     assert flops[0] == flops[1]
@@ -227,9 +236,9 @@ def test_each_task_has_its_own_head_and_no_other(model):
     def heads(task: Task) -> set[str]:
         return abstract(dataclasses.replace(model, task=task)).params.keys() & {"head", "pooler", "pair", "labeler"}
 
-    assert heads(Words()) == {"head"}
-    assert heads(TokenLabels(n_labels=5)) == heads(Spans()) == {"labeler"}
-    assert heads(SequenceLabels(n_labels=5)) == ({"labeler"} if model is ROBERTA else {"pooler", "labeler"})
+    assert heads(LanguageModeling()) == {"head"}
+    assert heads(TokenClassification(n_labels=5)) == heads(QuestionAnswering()) == {"labeler"}
+    assert heads(SequenceClassification(n_labels=5)) == ({"labeler"} if model is ROBERTA else {"pooler", "labeler"})
 
 
 def test_an_untied_head_has_a_table_of_its_own():
@@ -260,7 +269,10 @@ def test_recipes_have_the_published_number_of_parameters(recipe, n):
         (lambda: dataclasses.replace(ROBERTA, pad_id=-1), "model.pad_id: expected 0 or more, .* got -1"),
         (lambda: dataclasses.replace(ROBERTA, pad_id=None), "model.pad_id: expected 0 or more, .* got None"),
         (lambda: dataclasses.replace(ROBERTA, pad_id=18), "model.max_positions: expected more than the 19 rows"),
-        (lambda: dataclasses.replace(ROBERTA, task=WordsAndPair()), "model.task: .* for Roberta, got WordsAndPair"),
+        (
+            lambda: dataclasses.replace(ROBERTA, task=MaskedLMAndPair()),
+            "model.task: .* for Roberta, got MaskedLMAndPair",
+        ),
         (lambda: abstract(dataclasses.replace(BERT, task=Task())), "model.task: .* for an encoder, got Task"),
     ],
 )

@@ -13,7 +13,16 @@ import pytest
 from flax import nnx
 
 from lm.errors import UserError
-from lm.models import T5, Bart, MBart, SequenceLabels, Spans, TokenLabels, Transformer, WordsAndPair
+from lm.models import (
+    T5,
+    Bart,
+    MaskedLMAndPair,
+    MBart,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+    Transformer,
+)
 from lm.models.base import abstract
 from lm.nn.attention import KVCache
 from lm.nn.block import CrossCache
@@ -264,7 +273,8 @@ def test_a_fixed_bias_of_the_logits_gets_no_gradient():
 
 
 @pytest.mark.parametrize(
-    "model, n", [(T5(**T5_SIZES, task=SequenceLabels(n_labels=5)), 5), (Bart(**ASYMMETRIC, task=Spans()), 2)]
+    "model, n",
+    [(T5(**T5_SIZES, task=SequenceClassification(n_labels=5)), 5), (Bart(**ASYMMETRIC, task=QuestionAnswering()), 2)],
 )
 def test_labels_are_read_from_the_decoder(model, n):
     def labels(params):
@@ -276,7 +286,7 @@ def test_labels_are_read_from_the_decoder(model, n):
 
 
 def test_tokens_are_labelled_by_an_encoder_alone():
-    model = T5(**T5_SIZES, task=TokenLabels(n_labels=5))
+    model = T5(**T5_SIZES, task=TokenClassification(n_labels=5))
 
     def labels(params):
         module = nnx.merge(abstract(model).graphdef, params)
@@ -310,10 +320,10 @@ def test_initial_logits_of_t5_are_of_unit_size(v1_1):
             r"model.activation_dropout: expected a rate in \[0, 1\)",
         ),
         (lambda: Bart(**SIZES, max_positions=0), "model.max_positions: expected a positive number"),
-        (lambda: Bart(**SIZES, task=TokenLabels(n_labels=2)), "got TokenLabels"),
+        (lambda: Bart(**SIZES, task=TokenClassification(n_labels=2)), "got TokenClassification"),
         (lambda: T5(**T5_SIZES | {"head_dim": 0}), "model.head_dim: expected a positive number"),
         (lambda: abstract(T5(**T5_SIZES | {"relative_max_distance": 2})), "model.relative_max_distance: expected more"),
-        (lambda: abstract(T5(**T5_SIZES, task=WordsAndPair())), "got WordsAndPair"),
+        (lambda: abstract(T5(**T5_SIZES, task=MaskedLMAndPair())), "got MaskedLMAndPair"),
     ],
 )
 def test_impossible_configs_are_refused(make, message):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.models import T5, Bert, Llama, WordsAndPair
+from lm.models import T5, Bert, Llama, MaskedLMAndPair
 from lm.models.base import abstract
 from lm.nn.position import Rope
 from lm.objectives import UL2, CausalLM, Denoising, MaskedLM, PrefixLM, Seq2Seq, SpanCorruption, UL2Decoder
@@ -72,8 +72,8 @@ def weight_by_hand(objective, batch) -> int:
 def loss_of(objective):
     """(batch) -> (loss, score, gradient) of a small model."""
     model = MODELS.get(objective.family, LLAMA)
-    if objective.tasks == (WordsAndPair,):
-        model = dataclasses.replace(model, task=WordsAndPair())
+    if objective.tasks == (MaskedLMAndPair,):
+        model = dataclasses.replace(model, task=MaskedLMAndPair())
     graphdef, params = abstract(model).graphdef, random_params(model)
     n_bytes = jnp.full(SIZES["vocab_size"], 2, jnp.int32)
 

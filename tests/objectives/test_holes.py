@@ -46,7 +46,7 @@ NOISY = [n for n in HOLEY if n not in ("causal", "one text", "pairs")]
 every = pytest.mark.parametrize("name", HOLEY)
 
 
-@pytest.fixture(scope="module", params=["windows", "best_fit"])
+@pytest.fixture(scope="module", params=["split", "best_fit"])
 def streams(request, tmp_path_factory):
     """(without, with exclusion) of the same text: a third of the documents, some of them neighbours."""
     folder, stores, exclude = tmp_path_factory.mktemp("stores"), {}, []
@@ -60,7 +60,7 @@ def streams(request, tmp_path_factory):
         stores[name] = write_store(folder / name, [texts])
         exclude.append(ExcludeDocuments(source=name, numbers=tuple(np.flatnonzero(out).tolist())))
     make = lambda exclude: Stream(
-        stores, weights={"a": 0.6, "b": 0.4}, seq_len=T, seed=1, plan=request.param, exclude=exclude
+        stores, weights={"a": 0.6, "b": 0.4}, seq_len=T, seed=1, packing=request.param, exclude=exclude
     )
     return make(()), make(tuple(exclude))
 
@@ -87,16 +87,16 @@ def test_a_closed_row_is_what_it_would_be_without_the_documents(streams):
     plain, holey = streams
     closed, n = noise.closed(holey.rows(IDS), PAD, EOS), 0
     for row, before, got in zip(holey.where(IDS), plain.rows(IDS).tolist(), closed.tolist(), strict=True):
-        column = int(sum(p.length for p in row.pieces) < len(unpadded(before)))  # the separator that opens the store
+        column = int(sum(p.length for p in row.spans) < len(unpadded(before)))  # the separator that opens the store
         expected = [EOS] * column
-        for piece in row.pieces:
-            if not piece.excluded:
+        for span in row.spans:
+            if not span.excluded:
                 if column and before[column - 1] == EOS and expected[-1:] != [EOS]:
                     expected.append(EOS)
-                expected += before[column : column + piece.length]
-            column += piece.length
+                expected += before[column : column + span.length]
+            column += span.length
         assert got == expected + [PAD] * (T + 1 - len(expected))
-        n += any(p.excluded for p in row.pieces)
+        n += any(p.excluded for p in row.spans)
     assert n > 30 and has_hole(holey.rows(IDS)).sum() > 20
 
 

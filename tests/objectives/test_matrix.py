@@ -26,7 +26,7 @@ from lm.objectives import (
     SpanCorruption,
     UL2Decoder,
 )
-from lm.objectives.words import Words
+from lm.objectives.words import WordBoundaries
 from tests.data.conftest import random_store, write_store
 
 V, N_SENTINELS, PAD, EOS, NEWLINE = 500, 25, 0, 1, 3
@@ -59,7 +59,7 @@ OBJECTIVES = {
 MASKED = ("masked", "n-grams", "whole words", "n-grams of whole words", "replaced")
 every = pytest.mark.parametrize("name", OBJECTIVES)
 # Of the first and last character of each token: two of three tokens go on with a word.
-WORDS = Words(np.arange(V) % 3 > 0, np.arange(V) % 5 > 0)
+WORDS = WordBoundaries(np.arange(V) % 3 > 0, np.arange(V) % 5 > 0)
 
 
 def sentences(folder, seed):
@@ -255,7 +255,7 @@ def test_an_epoch_of_rows_holds_every_token_of_its_store(tmp_path):
     store = random_store(tmp_path, 900)
     stream = Stream({"a": store}, weights=None, seq_len=T, seed=1)
     n = stream.n_rows[0]
-    windows = stream.plan(np.arange(n)).window
+    windows = stream.locate(np.arange(n)).row
     assert sorted(windows.tolist()) == list(range(n))
     for name in ("causal", "prefix", "denoising", "spans", "ul2", "ul2 on a decoder"):
         batch = reader(stream, name, batch_size=n)(0)
@@ -300,12 +300,12 @@ def test_the_other_row_is_another_of_the_same_source(stream):
     table = {}
     for s, own in enumerate(stream.n_rows):
         for w in range(own):
-            tokens = stream.read(stream.plan(np.arange(1))._replace(source=np.array([s]), window=np.array([w])))
+            tokens = stream.read(stream.locate(np.arange(1))._replace(source=np.array([s]), row=np.array([w])))
             table[tokens.tobytes()] = (s, w)
     ids = np.arange(40 * B)
-    plan, got = stream.plan(ids), [other_rows(stream, np.arange(B))(i)["other"] for i in range(40)]
+    located, got = stream.locate(ids), [other_rows(stream, np.arange(B))(i)["other"] for i in range(40)]
     steps = []
-    for tokens, s, w in zip(np.concatenate(got), plan.source.tolist(), plan.window.tolist()):
+    for tokens, s, w in zip(np.concatenate(got), located.source.tolist(), located.row.tolist()):
         source, window = table[tokens.tobytes()]
         assert source == s and window != w
         if s == 0:

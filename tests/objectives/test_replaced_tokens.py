@@ -378,16 +378,20 @@ def test_a_wrong_field_is_refused_by_name(change, message):
 
 
 REFUSED = [
-    ("electra_tiny", "model.task=Words()", "model.task: ReplacedTokens trains WordsAndReplaced, got Words"),
+    (
+        "electra_tiny",
+        "model.task=LanguageModeling()",
+        "model.task: ReplacedTokens trains MaskedLMAndReplaced, got LanguageModeling",
+    ),
     (
         "electra_tiny",
         "objective=MaskedLM(mask_id=4096, cls_id=4097, sep_id=4098, vocab_size=4096)",
-        "model.task: MaskedLM trains Words or WordsAndPair, got WordsAndReplaced",
+        "model.task: MaskedLM trains LanguageModeling or MaskedLMAndPair, got MaskedLMAndReplaced",
     ),
     (
         "bert_tiny",
         "objective=ReplacedTokens(mask_id=4096, cls_id=4097, sep_id=4098, vocab_size=4096)",
-        "model.task: ReplacedTokens trains WordsAndReplaced, got WordsAndPair",
+        "model.task: ReplacedTokens trains MaskedLMAndReplaced, got MaskedLMAndPair",
     ),
     ("electra_tiny", "model.generator.n_heads=3", "model.generator.n_heads: expected a divisor of"),
 ]

@@ -189,7 +189,7 @@ def test_non_finite_loss_names_step_examples_and_documents(config, tmp_path):
         train(resolved(config, broken), tmp_path)
     (report,) = tmp_path.glob("nonfinite_step_*.json")
     found = json.loads(report.read_text())
-    assert len(found["rows"]) == 8 and {"source", "window", "pieces"} <= found["rows"][0].keys()
+    assert len(found["rows"]) == 8 and {"source", "row", "spans"} <= found["rows"][0].keys()
     assert found["examples"] == [8 * (found["step"] - 1), 8 * found["step"]]
     last = Checkpoints(tmp_path).latest()
     assert last is not None and all(np.isfinite(x).all() for x in jax.tree.leaves(params_of(tmp_path, last)))
@@ -201,10 +201,10 @@ def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config
     monkeypatch.setattr("lm.training.watch.WINDOW", 8)
     read = Stream.read
 
-    def foreign(self, plan):
-        tokens = read(self, plan)
+    def foreign(self, located):
+        tokens = read(self, located)
         other = np.random.default_rng(0).integers(3, VOCAB_SIZE, tokens.shape, np.int32)
-        return np.where((plan.example // 8 == 35)[:, None], other, tokens)
+        return np.where((located.example // 8 == 35)[:, None], other, tokens)
 
     monkeypatch.setattr(Stream, "read", foreign)
     overrides = ["train.steps=40", "optim.lr=0.03"]
@@ -224,7 +224,7 @@ def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config
     assert not list((tmp_path / "without").glob("spike*"))
 
 
-RAMP = "data.ramp=(Stage(until_examples=12,batch_size=4,seq_len=8),Stage(until_examples=40,seq_len=4))"
+RAMP = "data.ramp=(BatchPhase(until_examples=12,batch_size=4,seq_len=8),BatchPhase(until_examples=40,seq_len=4))"
 
 
 def test_a_ramp_reads_the_same_order_in_other_batches(config, tmp_path, capsys):

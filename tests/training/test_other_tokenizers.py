@@ -18,7 +18,7 @@ from lm import cli, convert
 from lm.config import Config, Train, resolved
 from lm.data import NO_PAD, Data, Stream, Text, open_corpus, prepare
 from lm.data.inspect.preview import preview
-from lm.data.stream.batches import Ramp
+from lm.data.stream.batches import BatchSchedule
 from lm.data.tokenizer.huggingface import HFTokenizer
 from lm.data.tokenizer.slow import load_folder
 from lm.errors import UserError
@@ -78,14 +78,14 @@ GPT_IDS = CausalLM(start_id=0, pad_id=NO_PAD)
 def gpt2_run(tmp_path_factory):
     """(folder, its data, how training ended)."""
     folder = tmp_path_factory.mktemp("gpt2")
-    data = data_in(folder, byte_level(folder / "tok"), plan="best_fit")
+    data = data_in(folder, byte_level(folder / "tok"), packing="best_fit")
     return folder, data, training_train.train(resolved(config(data, GPT, GPT_IDS)), folder / "run")
 
 
 def test_a_gpt2_is_trained_and_evaluated_on_rows_of_a_byte_level_tokenizer(gpt2_run):
     _, data, result = gpt2_run
     corpus = open_corpus(data)
-    shown = preview(Stream.of(data, corpus), corpus.tokenizer, GPT_IDS, step=0, ramp=Ramp.of(data), rows=8)
+    shown = preview(Stream.of(data, corpus), corpus.tokenizer, GPT_IDS, step=0, ramp=BatchSchedule.of(data), rows=8)
     assert "<pad>" in shown and f"{END}x" in shown.replace("\n  | ", "\n") and f"  | {END}" in shown
     for name, store in corpus.validation.items():
         found = result.evaluation[name]

@@ -91,7 +91,7 @@ REFUSED = {
     "mesh": (["mesh.data=16", "data.batch_size=64"], "mesh"),
     "rules": (["rules.embed='tensor'"], "both go to"),
     "activations": (["mesh.data=1", "mesh.fsdp=1", "mesh.seq=8", "data.seq_len=12"], r"not divisible by mesh\.seq 8"),
-    "task": (["model.task=SequenceLabels(n_labels=3)"], r"model\.task"),
+    "task": (["model.task=SequenceClassification(n_labels=3)"], r"model\.task"),
     "start id": (["objective.start_id=7"], r"objective\.start_id"),
 }
 

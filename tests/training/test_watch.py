@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.training.state import Position
 from lm.training.watch import (
     AT_LEAST,
@@ -86,7 +86,7 @@ def test_an_observer_reports_goes_on_or_stops_and_the_next_one_still_looks(tmp_p
 
     last = SimpleNamespace(latest=lambda: 5, folder=tmp_path / "checkpoints")
     watch = Watch([Odd(), Finite(), Targets()], None, (), last, SimpleNamespace(print=said.append))
-    shape = Shape(4, 4, 8)
+    shape = BatchShape(4, 4, 8)
     begun = [Done(Position(n, 4 * n), shape, {"loss": n, "grad_norm": 1.0, "tokens": 3}) for n in (4, 5)]
     assert [d.metrics["loss"] for d in watch.look(begun)] == [4, 5]
     assert said == ["step 6 is odd"]

@@ -76,7 +76,7 @@ def variants(n_shards: int) -> list[Variant]:
         Variant(f"lm: rows as numpy, {mixture}", lambda c: numpy_rows(c, three(c))),
         Variant("lm: causal LM, 1 source", lambda c: batches(c, one(c))),
         Variant(f"lm: causal LM, {mixture}", lambda c: batches(c, three(c))),
-        Variant("lm: causal LM, best-fit packing", lambda c: batches(c, one(c, plan="best_fit"))),
+        Variant("lm: causal LM, best-fit packing", lambda c: batches(c, one(c, packing="best_fit"))),
         Variant("lm: inputs and targets cut on the host", lambda c: batches(c, one(c), shifted)),
         *(
             Variant(f"lm: {name}", lambda c, examples=objective.examples: batches(c, one(c), examples))

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lm.data.documents.ngrams import mix, ngram_hashes
+from lm.data.documents.ngrams import ngram_hashes, splitmix64
 from lm.errors import UserError
 
 
@@ -228,7 +228,7 @@ class GopherRepetition(Filter):
         ends = np.cumsum([0, *map(len, words)])  # in characters, spaces left out
         for n, most in enumerate((*self.top, *self.repeated), 2):
             top = n < 2 + len(self.top)
-            if (_top_chars if top else _repeated_chars)(mix(ids), ends, n) > most * ends[-1]:
+            if (_top_chars if top else _repeated_chars)(splitmix64(ids), ends, n) > most * ends[-1]:
                 return f"gopher_repetition.{'top' if top else 'repeated'}_{n}gram"
         return None
 

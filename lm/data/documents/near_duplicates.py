@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.data.documents.ngrams import mix, ngram_hashes, word_hashes
+from lm.data.documents.ngrams import ngram_hashes, splitmix64, word_hashes
 from lm.errors import UserError
 
 BLOCK = 4096  # n-grams, and pairs of documents, worked on at once: some MB
@@ -115,7 +115,7 @@ def find_clusters(signatures: Sequence[np.ndarray], how: NearDuplicates) -> Clus
 
 
 def _factors(size: int) -> np.ndarray:
-    return mix(np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+    return splitmix64(np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 
 def _keys(signatures: np.ndarray, columns: slice) -> np.ndarray:
@@ -123,7 +123,7 @@ def _keys(signatures: np.ndarray, columns: slice) -> np.ndarray:
     for at in range(0, len(signatures), 1 << 16):
         block = np.asarray(signatures[at : at + (1 << 16), columns])
         for column in block.T:
-            out[at : at + len(block)] = mix(out[at : at + len(block)] + column + np.uint64(0x9E3779B97F4A7C15))
+            out[at : at + len(block)] = splitmix64(out[at : at + len(block)] + column + np.uint64(0x9E3779B97F4A7C15))
     return out
 
 

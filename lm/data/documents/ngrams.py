@@ -35,10 +35,10 @@ def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
     out = np.zeros(count, np.uint64)
     for i in range(n):
         out = out * np.uint64(0x9E3779B97F4A7C15) + hashes[i : i + count]
-    return mix(out)
+    return splitmix64(out)
 
 
-def mix(x: Any) -> Any:
+def splitmix64(x: Any) -> Any:
     """uint64 -> uint64, one to one; each bit of the result hangs on each of `x` (Steele et al. 2014, SplitMix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lm.data.inspect.provenance import heading, origin
 from lm.data.loader.reader import HostReader
-from lm.data.stream.batches import MAX_STEP, Ramp
+from lm.data.stream.batches import MAX_STEP, BatchSchedule
 from lm.data.stream.stream import Row, Stream
 from lm.data.tokenizer.base import Tokenizer
 from lm.errors import UserError
@@ -40,20 +40,20 @@ def read_batch(
     rows: int,
     examples: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
     extra_rows: int = 0,
-    pieces: int = 1,
+    rows_per_example: int = 1,
 ) -> Batch:
-    """The `rows` rows from example id `first` on, as training reads them. examples, extra_rows, pieces: see
+    """The `rows` rows from example id `first` on, as training reads them. examples, extra_rows, rows_per_example: see
     `make_loader`."""
     reader = HostReader(
         stream,
         np.arange(rows, dtype=np.int64),
-        batch_size=-(-rows // pieces),
+        batch_size=-(-rows // rows_per_example),
         start=first,
         examples=examples,
         extra_rows=extra_rows,
-        pieces=pieces,
+        rows_per_example=rows_per_example,
     )
-    return Batch(stream.where(first + np.arange(rows) // pieces), reader(0))
+    return Batch(stream.where(first + np.arange(rows) // rows_per_example), reader(0))
 
 
 def preview(
@@ -62,7 +62,7 @@ def preview(
     objective: Any,
     *,
     step: int,
-    ramp: Ramp,
+    ramp: BatchSchedule,
     rows: int,
 ) -> str:
     """Text of the first `rows` rows of the batch that follows `step` steps; fewer if it has no more.
@@ -82,13 +82,15 @@ def preview(
         rows=n,
         examples=objective.examples_for(tokenizer),
         extra_rows=objective.extra_rows,
-        pieces=shape.pieces,
+        rows_per_example=shape.rows_per_example,
     )
     reading = Reading(tokenizer, names_of_ids(objective))
     lines = [heading(step, first, shape, n)]
     for i, row in enumerate(batch.rows):
-        piece = f"piece {i % shape.pieces} of {shape.pieces} of " if shape.pieces > 1 else ""
-        lines += ["", f"--- row {i}: {piece}{origin(row)}"]
+        part = (
+            f"part {i % shape.rows_per_example} of {shape.rows_per_example} of " if shape.rows_per_example > 1 else ""
+        )
+        lines += ["", f"--- row {i}: {part}{origin(row)}"]
         lines += reading.arrays({name: x[i] for name, x in batch.arrays.items()})
     return "\n".join(lines)
 

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.data.stream.exclude import Exclude, ExcludeExamples
 from lm.data.stream.stream import Row, Stream
 from lm.errors import UserError
 
 
 def where(
-    stream: Stream, *, step: int, first: int, shape: Shape, rows: int | None = None, exclude: Sequence[Exclude] = ()
+    stream: Stream,
+    *,
+    step: int,
+    first: int,
+    shape: BatchShape,
+    rows: int | None = None,
+    exclude: Sequence[Exclude] = (),
 ) -> str:
     """A line for each of the first `rows` examples (None: all) of the batch after `step` steps, which begins at id
     `first`: source, epoch, row of the source, and documents as number[token:token] in the order of the row. Last, the
@@ -27,10 +33,10 @@ def where(
     return "\n".join([heading(step, first, shape, n), *lines, f"to pass over this batch: {passed}"])
 
 
-def heading(step: int, first: int, shape: Shape, shown: int) -> str:
+def heading(step: int, first: int, shape: BatchShape, shown: int) -> str:
     """Which batch it is: logs name a step when it is done, so the batch after `step` of them is that of the next."""
     rows = f"; rows 0 to {shown - 1}" if shown < shape.examples else ""
-    cut = f", each cut into {shape.pieces} rows of {shape.seq_len}" if shape.pieces > 1 else ""
+    cut = f", each cut into {shape.rows_per_example} rows of {shape.seq_len}" if shape.rows_per_example > 1 else ""
     ids = f"ids {first} to {first + shape.examples - 1}"
     return f"batch after {step} steps (step {step + 1} of the log), {ids}{cut}{rows}"
 
@@ -38,7 +44,7 @@ def heading(step: int, first: int, shape: Shape, shown: int) -> str:
 def passing_over(stream: Stream, exclude: Sequence[Exclude], first: int, stop: int) -> str:
     """The override under which a run reads no more the examples that ids `first` to `stop` - 1 were."""
     ranges: list[list[int]] = []
-    for example in stream.plan(np.arange(first, stop)).example.tolist():
+    for example in stream.locate(np.arange(first, stop)).example.tolist():
         if ranges and ranges[-1][1] == example:
             ranges[-1][1] += 1
         else:
@@ -50,7 +56,7 @@ def passing_over(stream: Stream, exclude: Sequence[Exclude], first: int, stop: i
 def origin(row: Row) -> str:
     """One line: source, epoch, row and documents as number[first token:last token + 1]."""
     documents = " ".join(
-        f"{p.document}[{p.offset}:{p.offset + p.length}]{' (excluded)' if p.excluded else ''}" for p in row.pieces
+        f"{p.document}[{p.offset}:{p.offset + p.length}]{' (excluded)' if p.excluded else ''}" for p in row.spans
     )
     example = "" if row.example == row.id else f", example {row.example}"
-    return f"id {row.id}{example}, source {row.source}, epoch {row.epoch}, window {row.window}, documents {documents}"
+    return f"id {row.id}{example}, source {row.source}, epoch {row.epoch}, row {row.row}, documents {documents}"

@@ -12,7 +12,7 @@ import numpy as np
 from lm.data.corpus import Corpus
 from lm.data.folder import RAW, CorpusFolder
 from lm.data.sources.files import is_remote
-from lm.data.store.mirror import find_remote_stores, stage_corpus
+from lm.data.store.mirror import find_remote_stores, mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
 from lm.data.tokenizer.open import prepared_settings
@@ -26,7 +26,7 @@ def find_stores(path: str | Path) -> dict[str, Store]:
     and for one that is unfinished or of another size than its meta.json says. Of a corpus in an object store: of its
     copy in the default cache, which is made and compared with its checksums if it is not there."""
     if is_remote(str(path)):
-        path = stage_corpus(str(path), find_remote_stores(str(path)))
+        path = mirror(str(path), find_remote_stores(str(path)))
     path = Path(path)
     if (path / META).is_file():
         return {f"{path.parent.name}/{path.name}": Store(path)}

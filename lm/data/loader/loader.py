@@ -69,20 +69,20 @@ def make_loader(
     start: int = 0,
     examples: Examples = identity,
     extra_rows: int = 0,
-    pieces: int = 1,
+    rows_per_example: int = 1,
     prefetch: int = 2,
 ) -> Loader:
-    """Batches {"tokens": int32 [batch_size * pieces, seq_len / pieces + 1], ...} from example `start` on.
+    """Batches {"tokens": int32 [batch_size * N, seq_len / N + 1], ...} from example `start` on.
 
     examples: from tokens int32 [n, seq_len+1] and id int64 [n] of some rows to the arrays [n, ...] of a batch; runs in
         the reading thread, must keep shapes, and must draw randomness from `id` only. "id" itself stays on the host.
     extra_rows: 1 gives `examples` "other" too, int32 [n, seq_len+1]: for each row one of its source from elsewhere.
-    pieces: rows that each example is cut into (`lm.data.stream.batches`).
+    rows_per_example: N, the rows that each example is cut into (`lm.data.stream.batches`).
     prefetch: groups of host batches read ahead of the two batches that are on the devices; see `host_batches`.
     """
     if batch_size < 1 or start < 0:
         raise UserError(f"loader: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")
-    host = HostRows(sharding, batch_size * pieces)
+    host = HostRows(sharding, batch_size * rows_per_example)
     reader = HostReader(
         stream,
         host.rows,
@@ -90,6 +90,6 @@ def make_loader(
         start=start,
         examples=examples,
         extra_rows=extra_rows,
-        pieces=pieces,
+        rows_per_example=rows_per_example,
     )
     return Loader(reader, host, start=start, batch_size=batch_size, prefetch=prefetch)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lm.data.store.unchanged import Watch
-from lm.data.stream.batches import cut, piece_ids
-from lm.data.stream.index import mix
-from lm.data.stream.stream import Plan, Stream
+from lm.data.stream.batches import cut, row_ids
+from lm.data.stream.index import fmix64
+from lm.data.stream.stream import Located, Stream
 from lm.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -24,8 +24,8 @@ def identity(batch: Batch) -> Batch:
 class HostReader:
     """The same rows of one global batch after another, as numpy. Stateless: any step can be read at any time.
 
-    batch_size: in examples, each of which is cut into `pieces` rows (`lm.data.stream.batches`). rows: their numbers
-    among the batch_size * pieces of a global batch.
+    batch_size: in examples, each of which is cut into `rows_per_example` (`lm.data.stream.batches`). rows: their
+    numbers among the batch_size * rows_per_example of a global batch.
     """
 
     def __init__(
@@ -37,44 +37,44 @@ class HostReader:
         start: int,
         examples: Examples,
         extra_rows: int = 0,
-        pieces: int = 1,
+        rows_per_example: int = 1,
     ):
         check_extra(extra_rows)
         self._stream, self._examples, self._extra = stream, examples, extra_rows
         self._batch_size, self._start = batch_size, start
-        self._pieces, self._piece = pieces, rows % pieces
-        self._rows, of = np.unique(rows // pieces, return_inverse=True)
-        self._take = of * pieces + self._piece  # of the pieces of all examples that are read here
+        self._rows_per_example, self._place = rows_per_example, rows % rows_per_example
+        self._rows, of = np.unique(rows // rows_per_example, return_inverse=True)
+        self._take = of * rows_per_example + self._place  # of the rows of all examples that are read here
         self._check_stores = Watch(store.check_unchanged for store in stream.stores)
 
     def __call__(self, step: int) -> Batch:
         """Batch `step` counted from `start`: what `examples` makes of tokens int32 [n, T+1] and id int64 [n], and of
-        other int32 [n, T+1] if it needs rows from elsewhere. T is seq_len / pieces."""
+        other int32 [n, T+1] if it needs rows from elsewhere. T is seq_len / rows_per_example."""
         return next(self.batches(step, 1))
 
     def batches(self, step: int, n: int) -> Iterator[Batch]:
         """n batches from `step` on: they are planned and read as one, and made into examples in turn."""
         self._check_stores()
         steps = int(step) + np.arange(n, dtype=np.int64)
-        plan = self._stream.plan((self._start + steps[:, None] * self._batch_size + self._rows).reshape(-1))
-        read = {"tokens": self._stream.read(plan), "id": plan.example}
+        located = self._stream.locate((self._start + steps[:, None] * self._batch_size + self._rows).reshape(-1))
+        read = {"tokens": self._stream.read(located), "id": located.example}
         if self._extra:
-            read["other"] = self._stream.read(_elsewhere(self._stream, plan))
-        for at in range(0, len(plan.example), len(self._rows)):
+            read["other"] = self._stream.read(_elsewhere(self._stream, located))
+        for at in range(0, len(located.example), len(self._rows)):
             batch = {name: x[at : at + len(self._rows)] for name, x in read.items()}
             if self._extra:
-                _check_pairs(self._stream, plan.source[at : at + len(self._rows)])
-            if self._pieces > 1:
-                ids = np.repeat(batch.pop("id"), self._pieces)[self._take]
-                batch = {name: cut(x, self._pieces)[self._take] for name, x in batch.items()}
-                batch["id"] = piece_ids(ids, self._piece)
+                _check_pairs(self._stream, located.source[at : at + len(self._rows)])
+            if self._rows_per_example > 1:
+                ids = np.repeat(batch.pop("id"), self._rows_per_example)[self._take]
+                batch = {name: cut(x, self._rows_per_example)[self._take] for name, x in batch.items()}
+                batch["id"] = row_ids(ids, self._place)
             batch = self._examples(batch)
             yield {name: x for name, x in batch.items() if name != "id"}
 
 
-def _elsewhere(stream: Stream, plan: Plan) -> Plan:
+def _elsewhere(stream: Stream, located: Located) -> Located:
     """Another row of the same source and epoch for each, all others equally likely, by the id of the example alone."""
-    return plan._replace(window=another(plan.window, np.array(stream.n_rows)[plan.source], plan.example))
+    return located._replace(row=another(located.row, np.array(stream.n_rows)[located.source], located.example))
 
 
 def _check_pairs(stream: Stream, source: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def _check_pairs(stream: Stream, source: np.ndarray) -> None:
 
 def another(i: np.ndarray, n: np.ndarray | int, ids: np.ndarray) -> np.ndarray:
     """i int64 [m] in [0, n) -> another place in it, by a hash of ids [m]; where n is 1 there is only i."""
-    further = mix(ids.astype(np.uint64) + np.uint64(ELSEWHERE)) % np.asarray(np.maximum(n - 1, 1), np.uint64)
+    further = fmix64(ids.astype(np.uint64) + np.uint64(ELSEWHERE)) % np.asarray(np.maximum(n - 1, 1), np.uint64)
     return (i + 1 + further.astype(np.int64)) % n
 
 

@@ -1,8 +1,9 @@
 """Several hosts that prepare one corpus in a folder they share, as `lm prepare RECIPE --host I --hosts N` each.
 
-Host 0 finds the raw text, writes the plan, and does what is done once; job k of all belongs to host k % N. They talk by
-files alone: whatever is finished gets its name at once, and who needs it looks whether it is there. So any of them may
-be killed and started again, in any order. A file is seen with the delay of the shared file system (NFS: a minute).
+Host 0 finds the raw text, writes the manifest, and does what is done once; job k of all belongs to host k % N. They
+talk by files alone: whatever is finished gets its name at once, and who needs it looks whether it is there. So any of
+them may be killed and started again, in any order. A file is seen with the delay of the shared file system (NFS: a
+minute).
 """
 
 from __future__ import annotations
@@ -13,37 +14,37 @@ from typing import Any
 import numpy as np
 
 from lm.data.made_from import CorpusSpec
-from lm.data.prepare.manifest import Plan, difference, in_one, scan_jobs, settings, tokenize_job, with_threads
+from lm.data.prepare.manifest import Manifest, difference, flatten, scan_jobs, settings, tokenize_job, with_threads
 from lm.data.prepare.preparation import Preparation, wait
 from lm.data.prepare.state import is_finished, remove_work
 from lm.data.tokenizer.open import read_prepared
 from lm.errors import UserError
 
-PATIENCE_S = 60.0  # how long the plan of other settings may be one that host 0 is about to replace
+PATIENCE_S = 60.0  # how long the manifest of other settings may be one that host 0 is about to replace
 
 
 def help_prepare(p: Preparation) -> None:
     """Does what a host other than 0 does: its share, until host 0 has written everything. UserError where host 0 works
     by another config."""
     while not is_finished(p.spec):
-        plan = _wait_for_plan(p)
-        if plan is not None:
-            _help_with(p, plan)
+        manifest = _wait_for_manifest(p)
+        if manifest is not None:
+            _help_with(p, manifest)
     remove_work(p.spec)
     p.log(f"{p.spec.path}: host {p.team.host} of {p.team.hosts}: done, all is written")
 
 
-def _help_with(p: Preparation, plan: Plan) -> None:
-    """Returns when the corpus is finished, or early when host 0 began anew with another plan."""
+def _help_with(p: Preparation, manifest: Manifest) -> None:
+    """Returns when the corpus is finished, or early when host 0 began anew with another manifest."""
     folder = p.spec.folder
-    over = lambda: is_finished(p.spec) or Plan.load(folder.path) != plan
-    scans = scan_jobs(p.spec, plan)
-    mine = p.team.share(in_one(scans))
+    over = lambda: is_finished(p.spec) or Manifest.load(folder.path) != manifest
+    scans = scan_jobs(p.spec, manifest)
+    mine = p.team.share(flatten(scans))
     if not all(job.done() for job in mine) and over():  # in this order: work goes after everything is written
         return
     p.work("reading", mine)
 
-    labels = {name: plan.labels_path(folder.path, name) for name in plan.shards}
+    labels = {name: manifest.labels_path(folder.path, name) for name in manifest.shards}
     missing = lambda: next((f"host 0: {path}" for path in labels.values() if not path.is_file()), None)
     if not wait(missing, p.log, over):
         return
@@ -64,31 +65,33 @@ def _help_with(p: Preparation, plan: Plan) -> None:
     wait(lambda: f"host 0 to finish {folder.path}", p.log, over)
 
 
-def _raw_difference(spec: CorpusSpec, plan: Plan) -> tuple[str, Any, Any] | None:
+def _raw_difference(spec: CorpusSpec, manifest: Manifest) -> tuple[str, Any, Any] | None:
     """As `difference`, of the raw files as they are seen here, where they are: names, sizes and times."""
-    here = {name: spec.raw_digest(name) for name in plan.raw}
-    return next((("raw files of " + n, x, plan.raw[n]) for n, x in here.items() if x not in (None, plan.raw[n])), None)
+    here = {name: spec.raw_digest(name) for name in manifest.raw}
+    return next(
+        (("raw files of " + n, x, manifest.raw[n]) for n, x in here.items() if x not in (None, manifest.raw[n])), None
+    )
 
 
-def _wait_for_plan(p: Preparation) -> Plan | None:
-    """The plan of host 0, once it is that of this host's config; None: the corpus is finished."""
+def _wait_for_manifest(p: Preparation) -> Manifest | None:
+    """The manifest of host 0, once it is that of this host's config; None: the corpus is finished."""
     folder, mine = p.spec.folder, settings(p.spec, p.team.hosts)
-    found: list[Plan] = []
+    found: list[Manifest] = []
     differs_since: float | None = None
 
     def pending():
         nonlocal differs_since
-        plan = Plan.load(folder.path)
-        if plan is None:
+        manifest = Manifest.load(folder.path)
+        if manifest is None:
             differs_since = None
-            return f"host 0, which finds the raw text: {folder.plan}"
-        differs = difference(mine, plan.settings) or _raw_difference(p.spec, plan)
+            return f"host 0, which finds the raw text: {folder.manifest}"
+        differs = difference(mine, manifest.settings) or _raw_difference(p.spec, manifest)
         if differs is None:
-            found.append(plan)
+            found.append(manifest)
             return None
         differs_since = differs_since or time.monotonic()
         name, expected, got = differs
-        what = f"{folder.plan}: expected {name}={expected!r} as on this host, got {got!r} of host 0"
+        what = f"{folder.manifest}: expected {name}={expected!r} as on this host, got {got!r} of host 0"
         if time.monotonic() - differs_since > PATIENCE_S:
             raise UserError(
                 f"{what}; give all hosts one recipe, --hosts and raw files, and start host 0 before this one"

@@ -1,6 +1,6 @@
 """What one preparation has to do: the raw text it found, cut into shards, and the jobs that follow from it.
 
-The jobs are a function of the config and the plan, so hosts that share a folder share the plan and nothing else.
+The jobs are a function of the config and the manifest, so hosts that share a folder share it and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lm.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Manifest:
     """What the jobs follow from. settings: see `settings`. shards: by source, in order, the parts of each. raw: by
     source, what `raw_digest` says of its files. index: name of the file with the n-grams to look for."""
 
@@ -41,19 +41,19 @@ class Plan:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> Plan:
+    def from_json(cls, content: bytes) -> Manifest:
         raw = json.loads(content)
         shards = {name: [tuple(Part(*p) for p in shard) for shard in named] for name, named in raw["shards"].items()}
         return cls(**raw | {"shards": shards})
 
     def save(self, path: Path) -> None:
-        write_atomic(CorpusFolder(path).plan, self.to_json())
+        write_atomic(CorpusFolder(path).manifest, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Plan | None:
+    def load(cls, path: Path) -> Manifest | None:
         """Reads the one in the folder of a corpus; None where there is none."""
         try:
-            return cls.from_json(CorpusFolder(path).plan.read_bytes())
+            return cls.from_json(CorpusFolder(path).manifest.read_bytes())
         except FileNotFoundError:
             return None
 
@@ -85,22 +85,24 @@ def difference(mine: Any, theirs: Any, at: str = "") -> tuple[str, Any, Any] | N
     return None if mine == theirs else (at, mine, theirs)
 
 
-def scan_jobs(spec: CorpusSpec, plan: Plan) -> dict[str, list[ScanJob]]:
+def scan_jobs(spec: CorpusSpec, manifest: Manifest) -> dict[str, list[ScanJob]]:
     """The first jobs of each source, one a shard. The tokenizer's sample is dealt out over them before anything is
     read, so that each excerpt is chosen by one worker alone and no worker has to know of another."""
     folder, sample_bytes = spec.folder, spec.tokenizer.train_bytes if isinstance(spec.tokenizer, SentencePiece) else 0
-    size = {name: sum(p.n_bytes for parts in named for p in parts) for name, named in plan.shards.items()}
-    share = {name: spec.shares[name] for name in plan.shards} if spec.shares else size
-    index = None if plan.index is None else folder.raw / plan.index
+    size = {name: sum(p.n_bytes for parts in named for p in parts) for name, named in manifest.shards.items()}
+    share = {name: spec.shares[name] for name in manifest.shards} if spec.shares else size
+    index = None if manifest.index is None else folder.raw / manifest.index
     jobs: dict[str, list[ScanJob]] = {}
-    for name, named in plan.shards.items():
+    for name, named in manifest.shards.items():
         work = folder.work(name)
         work.mkdir(parents=True, exist_ok=True)
         wanted = sample_bytes * share[name] / (sum(share.values()) or 1)  # all files may be empty
         jobs[name] = []
         for i, parts in enumerate(named):
             sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))
-            key = digest([VERSION, plan.settings["sources"][name], plan.raw[name], plan.index, parts, sample])
+            key = digest(
+                [VERSION, manifest.settings["sources"][name], manifest.raw[name], manifest.index, parts, sample]
+            )
             jobs[name].append(
                 ScanJob(
                     reading=Reading(
@@ -144,6 +146,6 @@ def with_threads(jobs: Sequence[TokenizeJob], cores: int) -> list[TokenizeJob]:
     return [dataclasses.replace(job, threads=max(1, cores // len(jobs))) for job in jobs]
 
 
-def in_one(named: dict[str, list[Any]]) -> list[Any]:
+def flatten(named: dict[str, list[Any]]) -> list[Any]:
     """The jobs of all sources, in the order in which they are dealt to hosts."""
     return [job for jobs in named.values() for job in jobs]

@@ -21,7 +21,7 @@ from lm.data.config import Data
 from lm.data.corpus import Corpus
 from lm.data.documents.overlap import Evaluation, Overlap, OverlapIndex, read_evaluation
 from lm.data.prepare.hosts import help_prepare
-from lm.data.prepare.manifest import Plan, in_one, scan_jobs, settings, tokenize_job, with_threads
+from lm.data.prepare.manifest import Manifest, flatten, scan_jobs, settings, tokenize_job, with_threads
 from lm.data.prepare.pool import Workers
 from lm.data.prepare.preparation import Preparation, Team
 from lm.data.prepare.progress import Progress
@@ -82,7 +82,7 @@ def prepare(
             if names := clear(spec, force):
                 _prepare(p, names)
             remove_work(spec)
-            folder.plan.unlink(missing_ok=True)
+            folder.manifest.unlink(missing_ok=True)
         return Corpus.open(spec, log)
 
 
@@ -90,30 +90,30 @@ def _prepare(p: Preparation, names: list[str]) -> None:
     """Makes the stores of these sources, and the tokenizer if it is not there."""
     folder, began = p.spec.folder, time.monotonic()
     known = known_tokenizer(p.spec)  # what is wrong with it is refused before the work
-    evaluations, plan = _find_text(p, names)
-    scans = scan_jobs(p.spec, plan)
-    resumed = any(j.done() for j in in_one(scans))
+    evaluations, manifest = _find_text(p, names)
+    scans = scan_jobs(p.spec, manifest)
+    resumed = any(j.done() for j in flatten(scans))
     if p.team.hosts > 1:
-        plan.save(folder.path)
-    p.run("reading", p.team.share(in_one(scans)), in_one(scans), "scans")
+        manifest.save(folder.path)
+    p.run("reading", p.team.share(flatten(scans)), flatten(scans), "scans")
 
     selections = {name: Selection(name, jobs, p.spec.validation_fraction) for name, jobs in scans.items()}
     n_bytes = _select(p, selections, evaluations)
-    tokenizer = make_tokenizer(p.spec, known, in_one(scans), p.log)
+    tokenizer = make_tokenizer(p.spec, known, flatten(scans), p.log)
 
-    jobs = {name: _tokenize_jobs(p, plan, s, tokenizer) for name, s in selections.items()}
-    own = with_threads(p.team.share(in_one(jobs)), p.workers.n)
-    p.run("tokenising", own, in_one(jobs), "shards")
+    jobs = {name: _tokenize_jobs(p, manifest, s, tokenizer) for name, s in selections.items()}
+    own = with_threads(p.team.share(flatten(jobs)), p.workers.n)
+    p.run("tokenising", own, flatten(jobs), "shards")
     for name in names:
-        finish_source(p.spec, plan, jobs[name], selections[name], tokenizer, p.log)
-    if plan.index is not None:
-        (folder.raw / plan.index).unlink()
+        finish_source(p.spec, manifest, jobs[name], selections[name], tokenizer, p.log)
+    if manifest.index is not None:
+        (folder.raw / manifest.index).unlink()
     seconds = time.monotonic() - began
     rate = "" if resumed else f", {n_bytes / 1e6:.1f} MB of text at {n_bytes / 1e6 / seconds:.1f} MB/s"
     p.log(f"{folder.path}: prepared in {seconds:.0f} s{rate}")
 
 
-def _find_text(p: Preparation, names: list[str]) -> tuple[dict[str, Evaluation], Plan]:
+def _find_text(p: Preparation, names: list[str]) -> tuple[dict[str, Evaluation], Manifest]:
     """Brings the raw text of these sources and cuts it into shards, and reads the evaluations to look for in it."""
     shards: dict[str, list[tuple[Part, ...]]] = {}
     for name in names:
@@ -122,13 +122,13 @@ def _find_text(p: Preparation, names: list[str]) -> tuple[dict[str, Evaluation],
         source.fetch(raw, p.log)
         shards[name] = _shards(source.parts(raw))
     evaluations, index = ({}, None) if p.spec.overlap is None else _read_evaluations(p, p.spec.overlap)
-    plan = Plan(
+    manifest = Manifest(
         settings=settings(p.spec, p.team.hosts),
         shards=shards,
         raw={name: p.spec.raw_digest(name) for name in names},
         index=index,
     )
-    return evaluations, plan
+    return evaluations, manifest
 
 
 def _read_evaluations(p: Preparation, overlap: Overlap) -> tuple[dict[str, Evaluation], str]:
@@ -167,11 +167,11 @@ def _select(p: Preparation, selections: dict[str, Selection], evaluations: dict[
     return n_bytes
 
 
-def _tokenize_jobs(p: Preparation, plan: Plan, selection: Selection, tokenizer: Tokenizer) -> list[TokenizeJob]:
+def _tokenize_jobs(p: Preparation, manifest: Manifest, selection: Selection, tokenizer: Tokenizer) -> list[TokenizeJob]:
     """The second jobs of a source; other hosts are told the labels that theirs need."""
     folder, labels = p.spec.folder, selection.by_shard()
     if p.team.hosts > 1:
-        with open_atomic(plan.labels_path(folder.path, selection.name)) as f:
+        with open_atomic(manifest.labels_path(folder.path, selection.name)) as f:
             arrays: dict[str, Any] = {str(i): x for i, x in enumerate(labels)}
             np.savez(f, **arrays)
     found = enumerate(zip(selection.jobs, labels, selection.scans, strict=True))

@@ -9,7 +9,7 @@ import time
 
 from lm.data.corpus import check_tokenizer
 from lm.data.made_from import CorpusSpec
-from lm.data.prepare.manifest import Plan
+from lm.data.prepare.manifest import Manifest
 from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.select import Selection
 from lm.data.prepare.tokenize import TokenizeJob
@@ -72,10 +72,10 @@ def make_tokenizer(spec: CorpusSpec, known: Tokenizer | None, scans: list[ScanJo
 
 
 def finish_source(
-    spec: CorpusSpec, plan: Plan, jobs: list[TokenizeJob], selection: Selection, tokenizer: Tokenizer, log: Log
+    spec: CorpusSpec, manifest: Manifest, jobs: list[TokenizeJob], selection: Selection, tokenizer: Tokenizer, log: Log
 ) -> None:
     """Writes the meta of a source's stores, which makes them whole, the training split last: who sees it sees all. What
-    they are made from is what the plan says, whatever has become of the raw files since."""
+    they are made from is what the manifest says, whatever has become of the raw files since."""
     name, results, counts = selection.name, [j.result() for j in jobs], selection.counts()
     corpus = hashlib.sha256(selection.hashes.astype("<u8").tobytes()).hexdigest()
     for split in reversed(spec.splits):
@@ -87,8 +87,8 @@ def finish_source(
                 dtype=dtype_for(tokenizer.vocab_size),
                 tokenizer=tokenizer.fingerprint,
                 corpus=corpus,
-                made_from=plan.settings["sources"][name],
-                raw=plan.raw[name],
+                made_from=manifest.settings["sources"][name],
+                raw=manifest.raw[name],
                 counts=counts,
                 shards=shards,
             ),

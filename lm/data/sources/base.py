@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.data.sources.files import find, is_remote, stage
+from lm.data.sources.files import download, find, is_remote
 from lm.data.sources.templates import Missing, Template, one_field, parse_template
 from lm.errors import UserError
 
@@ -100,7 +100,7 @@ class Files(Checked):
 
     def fetch(self, cache: Path, log: Callable[[str], None]) -> None:
         if is_remote(self.glob):
-            stage(self.glob, cache, log)
+            download(self.glob, cache, log)
 
     def identity(self) -> list | None:
         return [[str(p), s.st_size, s.st_mtime_ns] for p in find(self.glob, None) for s in [p.stat()]] or None

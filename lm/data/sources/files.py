@@ -77,7 +77,7 @@ def is_remote(pattern: str) -> bool:
 
 
 def find(pattern: str, cache: Path | None, *, refuse_dead_links: bool = False) -> list[Path]:
-    """Files that match a glob (`**` included), by name. Of a remote glob: what `stage` has put into `cache`.
+    """Files that match a glob (`**` included), by name. Of a remote glob: what `download` has put into `cache`.
 
     refuse_dead_links: UserError for a match that is a link to nothing, which would be text that nobody misses.
     """
@@ -87,7 +87,7 @@ def find(pattern: str, cache: Path | None, *, refuse_dead_links: bool = False) -
     return _files(pattern, refuse_dead_links)
 
 
-def stage(pattern: str, cache: Path, log: Callable[[str], None]) -> None:
+def download(pattern: str, cache: Path, log: Callable[[str], None]) -> None:
     """Copies what matches a remote glob (`gs://bucket/folder/*.jsonl.gz`) into `cache`, from where workers read it.
 
     A file of the same size is kept, one that is gone from the store goes. UserError where the store cannot be reached
@@ -144,7 +144,7 @@ def copy_file(path: Any, local: Path, size: int, way_out: str, sha256: str | Non
                 )
     except UserError:
         raise
-    except Exception as e:  # as in `stage`
+    except Exception as e:  # as in `download`
         raise UserError(f"{path}: expected to copy it to {local}, got {e}; {way_out}") from None
 
 

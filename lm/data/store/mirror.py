@@ -44,7 +44,7 @@ def cache_folder(url: str, cache: str | None = None) -> Path:
     return root / f"{name}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 
 
-def stage_corpus(url: str, stores: Sequence[str], *, cache: str | None = None, log: Log = print) -> Path:
+def mirror(url: str, stores: Sequence[str], *, cache: str | None = None, log: Log = print) -> Path:
     """The local folder of a corpus in an object store, with these of its stores, `<source>/<split>`.
 
     What is there already is kept and compared with the store by its meta.json alone. A second process on the host waits

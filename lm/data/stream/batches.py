@@ -1,7 +1,7 @@
 """Batches that grow in training, in examples or in the length of their rows, without touching the order of the data.
 
-The order is of examples, rows of `data.seq_len` tokens, whatever the shape of the batch they come in. A shorter stage
-cuts each of them into pieces of its length, so that a batch of as many examples has as many tokens in more and shorter
+The order is of examples, rows of `data.seq_len` tokens, whatever the shape of the batch they come in. A shorter phase
+cuts each of them into rows of its length, so that a batch of as many examples has as many tokens in more and shorter
 rows, and no token is lost or seen twice.
 """
 
@@ -15,16 +15,18 @@ import numpy as np
 
 from lm.data.stream.index import MAX_EXAMPLES
 from lm.errors import UserError
+from lm.renamed import formerly
 
 MAX_STEP = 2**31  # that is asked for
-PIECE_BIT = MAX_EXAMPLES.bit_length() - 1  # of an id: which piece of its example it is
+ROW_BIT = MAX_EXAMPLES.bit_length() - 1  # of an id: which row of its example it is
 
 
+@formerly("Stage")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
+class BatchPhase:
     """A part of a run with batches of its own. What is None is that of `data`.
 
-    until_examples: the stage ends with the batch that reaches it, by examples seen. batch_size: in examples. seq_len:
+    until_examples: the phase ends with the batch that reaches it, by examples seen. batch_size: in examples. seq_len:
     of the rows, a divisor of `data.seq_len`; a batch has batch_size * data.seq_len / seq_len of them.
     """
 
@@ -37,14 +39,14 @@ class Batches(Protocol):
     """How rows are batched, as `Data` says it."""
 
     @property
-    def ramp(self) -> Sequence[Stage]: ...
+    def ramp(self) -> Sequence[BatchPhase]: ...
     @property
     def batch_size(self) -> int: ...
     @property
     def seq_len(self) -> int: ...
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """Of a batch: examples, and rows of seq_len targets that they are cut into."""
 
     examples: int
@@ -52,7 +54,7 @@ class Shape(NamedTuple):
     seq_len: int
 
     @property
-    def pieces(self) -> int:
+    def rows_per_example(self) -> int:
         """Rows of each example."""
         return self.rows // self.examples
 
@@ -61,51 +63,51 @@ class Shape(NamedTuple):
         return self.rows * self.seq_len
 
 
-class Ramp:
-    """The shape of the next batch as a function of `examples_seen`; of `data` from the end of the last stage on."""
+class BatchSchedule:
+    """The shape of the next batch as a function of `examples_seen`; of `data` from the end of the last phase on."""
 
-    def __init__(self, stages: Sequence[Stage], *, batch_size: int, seq_len: int):
-        ends = [s.until_examples for s in stages]
+    def __init__(self, phases: Sequence[BatchPhase], *, batch_size: int, seq_len: int):
+        ends = [s.until_examples for s in phases]
         if any(a >= b for a, b in zip([0, *ends], ends, strict=False)) or max(ends, default=0) > MAX_EXAMPLES:
             raise UserError(
-                f"data.ramp: expected stages of rising until_examples from 1 to 2^48, got {ends}; put them in order"
+                f"data.ramp: expected phases of rising until_examples from 1 to 2^48, got {ends}; put them in order"
             )
-        for s in stages:
+        for s in phases:
             for name, value in (("batch_size", s.batch_size), ("seq_len", s.seq_len)):
                 if value is not None and value < 1:
                     raise UserError(f"data.ramp: expected {name} of at least 1, got {value}")
             if s.seq_len is not None and seq_len % s.seq_len:
                 raise UserError(
-                    f"data.ramp: expected stages whose seq_len divides data.seq_len {seq_len}, since its rows are cut "
+                    f"data.ramp: expected phases whose seq_len divides data.seq_len {seq_len}, since its rows are cut "
                     f"into them, got {s.seq_len}"
                 )
         self._ends = np.array(ends, np.int64)
-        self._shapes = [_shape(s.batch_size or batch_size, seq_len, s.seq_len or seq_len) for s in stages] + [
+        self._shapes = [_shape(s.batch_size or batch_size, seq_len, s.seq_len or seq_len) for s in phases] + [
             _shape(batch_size, seq_len, seq_len)
         ]
 
     @classmethod
-    def of(cls, data: Batches) -> Ramp:
+    def of(cls, data: Batches) -> BatchSchedule:
         return cls(data.ramp, batch_size=data.batch_size, seq_len=data.seq_len)
 
     @property
-    def shapes(self) -> list[Shape]:
+    def shapes(self) -> list[BatchShape]:
         """Each that occurs, once, in order."""
         return list(dict.fromkeys(self._shapes))
 
-    def shape(self, examples_seen: int) -> Shape:
+    def shape(self, examples_seen: int) -> BatchShape:
         """Of the batch that begins there."""
-        return self._shapes[self._stage(examples_seen)]
+        return self._shapes[self._phase(examples_seen)]
 
-    def following(self, examples_seen: int) -> Shape | None:
+    def following(self, examples_seen: int) -> BatchShape | None:
         """The first shape that is another than the one there, None when there is none to come."""
         here = self.shape(examples_seen)
-        return next((s for s in self._shapes[self._stage(examples_seen) :] if s != here), None)
+        return next((s for s in self._shapes[self._phase(examples_seen) :] if s != here), None)
 
     def end(self, examples_seen: int) -> int | None:
-        """The batch that reaches this many examples is the last of the stage; None: the stage has no end."""
-        stage = self._stage(examples_seen)
-        return int(self._ends[stage]) if stage < len(self._ends) else None
+        """The batch that reaches this many examples is the last of the phase; None: the phase has no end."""
+        phase = self._phase(examples_seen)
+        return int(self._ends[phase]) if phase < len(self._ends) else None
 
     def after(self, examples_seen: int, steps: int) -> int:
         """Examples seen after so many more batches."""
@@ -126,23 +128,25 @@ class Ramp:
             if now == 0:
                 return steps
 
-    def _stage(self, examples_seen: int) -> int:
+    def _phase(self, examples_seen: int) -> int:
         return int(np.searchsorted(self._ends, examples_seen, "right"))
 
 
-def _shape(examples: int, full: int, seq_len: int) -> Shape:
-    return Shape(examples, examples * (full // seq_len), seq_len)
+def _shape(examples: int, full: int, seq_len: int) -> BatchShape:
+    return BatchShape(examples, examples * (full // seq_len), seq_len)
 
 
-def cut(tokens: np.ndarray, pieces: int) -> np.ndarray:
-    """[n, T+1] -> [n * pieces, T/pieces + 1]: neighbours share a token, so that each is a target once."""
-    if pieces == 1:
+def cut(tokens: np.ndarray, rows_per_example: int) -> np.ndarray:
+    """[n, T+1] -> [n * N, T/N + 1] for N rows per example: neighbours share a token, so that each is a target once."""
+    if rows_per_example == 1:
         return tokens
-    length = (tokens.shape[1] - 1) // pieces
-    return np.stack([tokens[:, i * length : (i + 1) * length + 1] for i in range(pieces)], 1).reshape(-1, length + 1)
+    length = (tokens.shape[1] - 1) // rows_per_example
+    return np.stack([tokens[:, i * length : (i + 1) * length + 1] for i in range(rows_per_example)], 1).reshape(
+        -1, length + 1
+    )
 
 
-def piece_ids(ids: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-    """ids of examples, numbers of their pieces -> int64 ids that no other example or piece has; the first keeps its
+def row_ids(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """ids of examples, numbers of their rows -> int64 ids that no other example or row has; the first keeps its
     example's, so that an uncut row has the noise it would have without a ramp."""
-    return ids + (pieces.astype(np.int64) << PIECE_BIT)
+    return ids + (rows.astype(np.int64) << ROW_BIT)

@@ -75,7 +75,7 @@ def merge(ranges: Iterable[Sequence[int]]) -> np.ndarray:
     return np.array(merged, np.int64).reshape(-1, 2)
 
 
-class Skips:
+class SkippedExamples:
     """Numbers of the examples that are read: read i is the example that has i others before it outside of `ranges`."""
 
     def __init__(self, ranges: Iterable[Sequence[int]]):
@@ -104,7 +104,7 @@ class Skips:
         return within[within[:, 0] < within[:, 1]].tolist()
 
 
-class Holes:
+class BlankedDocuments:
     """The excluded documents of a store, as runs of its tokens."""
 
     def __init__(self, store: Store, documents: Iterable[Sequence[int]]):

@@ -1,4 +1,4 @@
-"""Which window of which source is example g: pure integer arithmetic, no state, O(1) from any position.
+"""Which row of which source is example g: pure integer arithmetic, no state, O(1) from any position.
 
 `permute` shuffles a range without a table, `Mixture` deals examples to sources in exact proportion.
 """
@@ -19,7 +19,7 @@ MAX_EXAMPLES = 2**48  # of a run: more than anybody reads, and what a larger num
 BLOCK = 2**16  # examples a mixture quota is exact over; the smallest weight is one in BLOCK
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def fmix64(x: np.ndarray) -> np.ndarray:
     """uint64 -> uint64 bijection that flips half of the bits for any change (the finaliser of MurmurHash3)."""
     x = x ^ (x >> np.uint64(33))
     x = x * np.uint64(0xFF51AFD7ED558CCD)
@@ -38,12 +38,12 @@ def permute(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     bits = max(MIN_BITS, int(n - 1).bit_length())
     low = bits // 2
     masks = np.array([(1 << (bits - low)) - 1, (1 << low) - 1], np.uint64)  # halves differ by a bit and trade places
-    keys = [mix(key + np.uint64((r + 1) * 0x9E3779B97F4A7C15 % 2**64)) for r in range(ROUNDS)]
+    keys = [fmix64(key + np.uint64((r + 1) * 0x9E3779B97F4A7C15 % 2**64)) for r in range(ROUNDS)]
 
     def network(x, keys):
         left, right = x >> np.uint64(low), x & masks[1]
         for r, k in enumerate(keys):
-            left, right = right, left ^ (mix(right ^ k) & masks[r % 2])
+            left, right = right, left ^ (fmix64(right ^ k) & masks[r % 2])
         return (left << np.uint64(low)) | right
 
     x = network(i.astype(np.uint64), keys)
@@ -62,7 +62,7 @@ def order_version(sizes: Sequence[int]) -> int:
 def epoch_key(seed: int, source: str, epoch: np.ndarray) -> np.ndarray:
     """epoch int64 [m] -> uint64 [m]. Named by the source, so that adding another leaves its order alone."""
     name = hashlib.blake2b(f"{seed}/{source}".encode(), digest_size=8).digest()
-    return mix(epoch.astype(np.uint64) + np.uint64(int.from_bytes(name, "little")))
+    return fmix64(epoch.astype(np.uint64) + np.uint64(int.from_bytes(name, "little")))
 
 
 class Mixture:

@@ -1,7 +1,7 @@
 """Which source gives example g when weights change during a run and sources end: `Mixture` after `Mixture`.
 
-The order stays a function of the example's number: a stretch has a start, a mixture, and how many examples each source
-gave before it, so that a source goes on where it was. A look-up costs O(log stretches).
+The order stays a function of the example's number: a segment has a start, a mixture, and how many examples each source
+gave before it, so that a source goes on where it was. A look-up costs O(log segments).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def mean_weight(phases: Sequence[Phase], name: str) -> float:
     return sum(p.weights.get(name, 0.0) / sum(p.weights.values()) for p in phases) / len(phases)
 
 
-class Stretch(NamedTuple):
+class MixtureSegment(NamedTuple):
     """Examples from `start` on, dealt by one mixture. weights: its own. sources: number of each among all names.
     before: int64 [names], examples that each source gave before."""
 
@@ -77,7 +77,7 @@ class Stretch(NamedTuple):
     before: np.ndarray
 
 
-class Schedule:
+class MixtureSchedule:
     """Deals examples to `names`, phase after phase. limits: how many examples a source may give, where that is limited.
 
     hand_over: a source at its limit leaves, and the others share its part in proportion to their weights; the last one
@@ -89,7 +89,7 @@ class Schedule:
 
     def __init__(self, names: Sequence[str], phases: Sequence[Phase], limits: Mapping[str, int], *, hand_over: bool):
         self._names, self._limits = list(names), dict(limits)
-        self.stretches: list[Stretch] = []
+        self.segments: list[MixtureSegment] = []
         self.out: dict[str, int] = {}
         self.end: int | None = None
         self.ends: str | None = None
@@ -97,50 +97,52 @@ class Schedule:
         for phase in phases:
             weights = {name: phase.weights[name] for name in names if name in phase.weights}
             while True:
-                stretch = self._stretch(start, weights, before)
-                out = {n: at for n, at in self._outs(stretch) if _before(at, phase.until_examples)}
+                segment = self._segment(start, weights, before)
+                out = {n: at for n, at in self._outs(segment) if _before(at, phase.until_examples)}
                 first = min(out, key=out.__getitem__, default=None)
                 if first is None or not hand_over or len(weights) == 1:
                     break
                 self.out.setdefault(first, out[first])
                 weights = {n: w for n, w in weights.items() if n != first}
                 if out[first] > start:
-                    before = self._append(stretch, out[first])
+                    before = self._append(segment, out[first])
                     start = out[first]
             for name, at in out.items():
                 self.out.setdefault(name, at)
                 if self.end is None or at < self.end:
                     self.end, self.ends = at, name
-            before = self._append(stretch, phase.until_examples)
+            before = self._append(segment, phase.until_examples)
             start = phase.until_examples or 0
-        self._starts = np.array([s.start for s in self.stretches])
+        self._starts = np.array([s.start for s in self.segments])
 
     def __call__(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """examples int64 [m] -> (number of the source [m], how many examples it gave before [m])."""
         which = np.searchsorted(self._starts, examples, "right") - 1
         source, drawn = np.empty_like(examples), np.empty_like(examples)
         for i in np.unique(which):
-            stretch, mine = self.stretches[i], which == i
-            local, rank = stretch.mixture(examples[mine] - stretch.start)
-            source[mine] = stretch.sources[local]
-            drawn[mine] = stretch.before[source[mine]] + rank
+            segment, mine = self.segments[i], which == i
+            local, rank = segment.mixture(examples[mine] - segment.start)
+            source[mine] = segment.sources[local]
+            drawn[mine] = segment.before[source[mine]] + rank
         return source, drawn
 
-    def _stretch(self, start: int, weights: dict[str, float], before: np.ndarray) -> Stretch:
-        return Stretch(start, weights, Mixture(weights), np.array([self._names.index(n) for n in weights]), before)
+    def _segment(self, start: int, weights: dict[str, float], before: np.ndarray) -> MixtureSegment:
+        return MixtureSegment(
+            start, weights, Mixture(weights), np.array([self._names.index(n) for n in weights]), before
+        )
 
-    def _outs(self, stretch: Stretch) -> Iterable[tuple[str, int]]:
-        for i, (name, source) in enumerate(zip(stretch.weights, stretch.sources, strict=True)):
+    def _outs(self, segment: MixtureSegment) -> Iterable[tuple[str, int]]:
+        for i, (name, source) in enumerate(zip(segment.weights, segment.sources, strict=True)):
             if name in self._limits:
-                left = max(0, self._limits[name] - int(stretch.before[source]))
-                yield name, stretch.start + stretch.mixture.nth(i, left)
+                left = max(0, self._limits[name] - int(segment.before[source]))
+                yield name, segment.start + segment.mixture.nth(i, left)
 
-    def _append(self, stretch: Stretch, end: int | None) -> np.ndarray:
-        """Keeps a stretch; what each source has given at its end."""
-        self.stretches.append(stretch)
-        before = stretch.before.copy()
+    def _append(self, segment: MixtureSegment, end: int | None) -> np.ndarray:
+        """Keeps a segment; what each source has given at its end."""
+        self.segments.append(segment)
+        before = segment.before.copy()
         if end is not None:
-            before[stretch.sources] += stretch.mixture.count(end - stretch.start)
+            before[segment.sources] += segment.mixture.count(end - segment.start)
         return before
 
 

@@ -2,14 +2,14 @@
 
 A row is an opening separator and then documents, each with its closing one, which opens the next; what is left is
 padding. Its targets are all its tokens but the first. A document of more than seq_len tokens, its closing separator
-included, is cut into pieces of seq_len, of which only the last shares a row. A piece that does not begin its document
+included, is cut into chunks of seq_len, of which only the last shares a row. A chunk that does not begin its document
 reads the token before it where it begins a row, and a separator where it follows another document.
 
 The rows of a store are planned once for a seq_len, and kept beside it:
 
-    <store>/pack-<seq_len>-<fingerprint>.bin    little-endian int64: HEADER, first piece of each row and the end
-                                                [rows + 1], first token of each piece [pieces]; then uint32: how many
-                                                tokens each has [pieces]
+    <store>/pack-<seq_len>-<fingerprint>.bin    little-endian int64: HEADER, first chunk of each row and the end
+                                                [rows + 1], first token of each chunk [chunks]; then uint32: how many
+                                                tokens each has [chunks]
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lm.data.stream.rows import Segments
 from lm.errors import UserError
 from lm.files import open_atomic
 
-VERSION = 1  # of the plan and its file
+VERSION = 1  # of the rows and their file
 MAGIC = int.from_bytes(b"lm-pack\0", "little")
-HEADER = 6  # MAGIC, VERSION, seq_len, rows, pieces, targets
+HEADER = 6  # MAGIC, VERSION, seq_len, rows, chunks, targets
 
 
-class Pieces(NamedTuple):
+class Chunks(NamedTuple):
     """Documents, none longer than a row: first token and number of tokens of each; `rest`: not the begin of one."""
 
     start: np.ndarray
@@ -37,14 +37,14 @@ class Pieces(NamedTuple):
     rest: np.ndarray
 
 
-def cut(starts: np.ndarray, seq_len: int) -> Pieces:
+def cut(starts: np.ndarray, seq_len: int) -> Chunks:
     """starts int64 [n+1] of documents, then the end -> int64 [m] each, in the order of the text."""
     lengths = np.diff(starts)
-    n_pieces = -(-lengths // seq_len)
-    first = np.cumsum(n_pieces) - n_pieces
-    offset = (np.arange(n_pieces.sum()) - np.repeat(first, n_pieces)) * seq_len
-    left = np.repeat(lengths, n_pieces) - offset
-    return Pieces(np.repeat(starts[:-1], n_pieces) + offset, np.minimum(left, seq_len), offset > 0)
+    n_chunks = -(-lengths // seq_len)
+    first = np.cumsum(n_chunks) - n_chunks
+    offset = (np.arange(n_chunks.sum()) - np.repeat(first, n_chunks)) * seq_len
+    left = np.repeat(lengths, n_chunks) - offset
+    return Chunks(np.repeat(starts[:-1], n_chunks) + offset, np.minimum(left, seq_len), offset > 0)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -102,10 +102,10 @@ class Packing:
         if not self._is_whole():
             self._plan()
         header = np.fromfile(self.path, "<i8", HEADER)
-        _, _, _, self.n_rows, n_pieces, self.n_targets = header.tolist()
-        words = np.asarray(np.memmap(self.path, "<i8", "r", HEADER * 8, (self.n_rows + 1 + n_pieces,)))
+        _, _, _, self.n_rows, n_chunks, self.n_targets = header.tolist()
+        words = np.asarray(np.memmap(self.path, "<i8", "r", HEADER * 8, (self.n_rows + 1 + n_chunks,)))
         self._first, self._start = words[: self.n_rows + 1], words[self.n_rows + 1 :]
-        self._length = np.asarray(np.memmap(self.path, "<u4", "r", HEADER * 8 + words.nbytes, (n_pieces,)))
+        self._length = np.asarray(np.memmap(self.path, "<u4", "r", HEADER * 8 + words.nbytes, (n_chunks,)))
 
     @property
     def padding(self) -> float:
@@ -113,13 +113,13 @@ class Packing:
         return 1 - self.n_targets / (self.n_rows * self.seq_len)
 
     def segments(self, rows: np.ndarray) -> Segments:
-        """rows int64 [n] -> their pieces, the token before the first included."""
+        """rows int64 [n] -> their chunks, the token before the first included."""
         first, end = self._first[rows], self._first[rows + 1]
         count = end - first
         begin = np.cumsum(count) - count
         row = np.repeat(np.arange(len(rows)), count)
-        piece = np.arange(len(row)) + np.repeat(first - begin, count)
-        start, length = self._start[piece], self._length[piece].astype(np.int64)
+        chunk = np.arange(len(row)) + np.repeat(first - begin, count)
+        start, length = self._start[chunk], self._length[chunk].astype(np.int64)
         before = np.cumsum(length) - length
         column = before - np.repeat(before[begin], count) + 1
         opening = np.zeros(len(row), np.int64)
@@ -139,22 +139,22 @@ class Packing:
         header = np.fromfile(self.path, "<i8", HEADER).tolist()
         if len(header) < HEADER or header[:3] != [MAGIC, VERSION, self.seq_len]:
             return False
-        n_rows, n_pieces = header[3:5]
-        return self.path.stat().st_size == (HEADER + n_rows + 1 + n_pieces) * 8 + n_pieces * 4
+        n_rows, n_chunks = header[3:5]
+        return self.path.stat().st_size == (HEADER + n_rows + 1 + n_chunks) * 8 + n_chunks * 4
 
     def _plan(self) -> None:
         if not self._store.n_documents:
             raise UserError(f"{self._store.path}: expected documents to pack, got none; add text")
-        pieces = cut(self._store.document_starts(), self.seq_len)
-        bins = best_fit(pieces.length, self.seq_len)
+        chunks = cut(self._store.document_starts(), self.seq_len)
+        bins = best_fit(chunks.length, self.seq_len)
         # What goes on with a document comes first; the others as in the text, so that no length has its place in a row.
-        order = np.lexsort((~pieces.rest, bins))
+        order = np.lexsort((~chunks.rest, bins))
         n_rows = int(bins.max()) + 1
         first = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=n_rows))])
-        n_targets = int(pieces.length.sum())
+        n_targets = int(chunks.length.sum())
         header = np.array([MAGIC, VERSION, self.seq_len, n_rows, len(order), n_targets])
-        words = [a.astype("<i8") for a in (header, first, pieces.start[order])]
-        self._write([*words, pieces.length[order].astype("<u4")])
+        words = [a.astype("<i8") for a in (header, first, chunks.start[order])]
+        self._write([*words, chunks.length[order].astype("<u4")])
 
     def _write(self, parts: list[np.ndarray]) -> None:
         try:
@@ -163,6 +163,6 @@ class Packing:
                     f.write(part.data)
         except OSError as e:
             raise UserError(
-                f"{self.path}: expected to write the plan of packed rows beside the store, got {e.strerror}; make the "
+                f"{self.path}: expected to write the packed rows beside the store, got {e.strerror}; make the "
                 "folder writable, or copy the file from where it was made"
             ) from None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.data.store.tokens import Store
-from lm.data.stream.exclude import Holes
+from lm.data.stream.exclude import BlankedDocuments
 from lm.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Segments(NamedTuple):
     column: np.ndarray
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     """A run of one document in a row: its tokens offset to offset+length-1, its eos included. excluded: as padding."""
 
     document: int
@@ -54,9 +54,9 @@ class Windows:
         self._store.read_windows(rows * self._seq_len, out, at)
 
 
-def pieces_of(store: Store, holes: Holes, start: int, length: int) -> list[Piece]:
+def spans_of(store: Store, holes: BlankedDocuments, start: int, length: int) -> list[Span]:
     """The documents in `length` tokens of a store from `start` on."""
-    pieces, at, end = [], start, start + length
+    spans, at, end = [], start, start + length
     while at < end:
         if at == 0:  # the opening eos is of no document
             at = 1
@@ -65,6 +65,6 @@ def pieces_of(store: Store, holes: Holes, start: int, length: int) -> list[Piece
         first = store.document_start(document)
         last = store.n_tokens if document + 1 == store.n_documents else store.document_start(document + 1)
         excluded = bool(holes) and bool(holes.hold(np.array([at]))[0])
-        pieces.append(Piece(document, at - first, min(last, end) - at, excluded))
+        spans.append(Span(document, at - first, min(last, end) - at, excluded))
         at = min(last, end)
-    return pieces
+    return spans

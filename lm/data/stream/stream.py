@@ -12,15 +12,17 @@ import numpy as np
 
 from lm.data.corpus import Corpus
 from lm.data.store.tokens import Store
-from lm.data.stream import packing
-from lm.data.stream.batches import Ramp
-from lm.data.stream.exclude import Exclude, ExcludeDocuments, ExcludeExamples, Holes, Skips
+from lm.data.stream.batches import BatchSchedule
+from lm.data.stream.exclude import BlankedDocuments, Exclude, ExcludeDocuments, ExcludeExamples, SkippedExamples
 from lm.data.stream.index import VERSION, epoch_key, order_version, permute
-from lm.data.stream.mixture import Schedule, Weights, as_phases
+from lm.data.stream.mixture import MixtureSchedule, Weights, as_phases
+from lm.data.stream.packing import VERSION as PACKING_VERSION
 from lm.data.stream.packing import Packing
-from lm.data.stream.rows import Piece, Windows, pieces_of
+from lm.data.stream.rows import Span, Windows, spans_of
 from lm.data.tokenizer.base import PAD_ID
 from lm.errors import UserError
+
+SETTINGS = {"plan": "packing"}  # entry of a fingerprint -> the setting, where that is called otherwise now
 
 
 class Order(Protocol):
@@ -33,7 +35,7 @@ class Order(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def plan(self) -> Literal["windows", "best_fit"]: ...
+    def packing(self) -> Literal["split", "best_fit"]: ...
     @property
     def weigh(self) -> Literal["examples", "tokens"]: ...
     @property
@@ -44,26 +46,26 @@ class Order(Protocol):
     def exclude(self) -> Sequence[Exclude]: ...
 
 
-class Plan(NamedTuple):
+class Located(NamedTuple):
     """Where rows come from: example in the order (the id and what is passed over before it), source number, epoch and
     row of the source, int64 [n]."""
 
     example: np.ndarray
     source: np.ndarray
     epoch: np.ndarray
-    window: np.ndarray
+    row: np.ndarray
 
 
 class Row(NamedTuple):
     """Provenance of one example. id: as it is read; example: its number in the order, which `ExcludeExamples` names and
-    randomness is drawn from; window: row of its source."""
+    randomness is drawn from; row: its number in its source."""
 
     id: int
     example: int
     source: str
     epoch: int
-    window: int
-    pieces: list[Piece]
+    row: int
+    spans: list[Span]
 
 
 class Stream:
@@ -71,8 +73,8 @@ class Stream:
 
     weights: of the mixture, by source or in phases; None: all epochs end together. weigh: whether weights are shares of
         the rows or of the targets in them, which is one where rows are full.
-    plan: rows are windows of the text, or whole documents packed (`lm.data.stream.packing`), padded with `pad_id`.
-    epochs: how often the rows of a source may be read; what comes after: see `Schedule`, and `check_epochs`.
+    packing: rows are windows of the text, or whole documents packed (`lm.data.stream.packing`), padded with `pad_id`.
+    epochs: how often the rows of a source may be read; what comes after: see `MixtureSchedule`, and `check_epochs`.
     exclude: see `lm.data.stream.exclude`.
     """
 
@@ -83,7 +85,7 @@ class Stream:
         weights: Weights | None,
         seq_len: int,
         seed: int,
-        plan: Literal["windows", "best_fit"] = "windows",
+        packing: Literal["split", "best_fit"] = "split",
         weigh: Literal["examples", "tokens"] = "examples",
         epochs: Mapping[str, float] | None = None,
         when_exhausted: Literal["refuse", "hand_over"] = "refuse",
@@ -99,20 +101,20 @@ class Stream:
         tokenizers = {s.meta.tokenizer for s in self.stores}
         if len(tokenizers) > 1:
             raise UserError(f"stores: expected one tokenizer, got {len(tokenizers)}; run `lm prepare --force`")
-        kind = Packing if plan == "best_fit" else Windows
+        kind = Packing if packing == "best_fit" else Windows
         self._rows: list[Packing | Windows] = [kind(s, seq_len) for s in self.stores]
         self.n_rows = [r.n_rows for r in self._rows]
         if phases is None:
-            sizes = [s.n_tokens for s in self.stores] if plan == "windows" else self.n_rows
+            sizes = [s.n_tokens for s in self.stores] if packing == "split" else self.n_rows
             phases = as_phases({n: float(size) for n, size in zip(self.names, sizes, strict=True)}, self.names)
-        elif weigh == "tokens" and plan != "windows":
+        elif weigh == "tokens" and packing != "split":
             density = {n: r.n_targets / r.n_rows for n, r in zip(self.names, self._rows, strict=True)}
             scaled = [{n: w / density[n] for n, w in p.weights.items()} for p in phases]
             phases = tuple(dataclasses.replace(p, weights=w) for p, w in zip(phases, scaled, strict=True))
         self._epochs = dict(epochs or {})
         self._hand_over = when_exhausted == "hand_over"
-        self._schedule = Schedule(self.names, phases, self._limits(), hand_over=self._hand_over)
-        self._skips = Skips(r for e in exclude if isinstance(e, ExcludeExamples) for r in e.ranges)
+        self._schedule = MixtureSchedule(self.names, phases, self._limits(), hand_over=self._hand_over)
+        self._skips = SkippedExamples(r for e in exclude if isinstance(e, ExcludeExamples) for r in e.ranges)
         self._holes = self._excluded([e for e in exclude if isinstance(e, ExcludeDocuments)])
         self.fingerprint: dict[str, Any] = {
             "order_version": order_version(self.n_rows),
@@ -122,8 +124,8 @@ class Stream:
             "weights": self._weights(),
             "stores": {n: s.fingerprint for n, s in zip(self.names, self.stores, strict=True)},
         }
-        if plan != "windows":
-            self.fingerprint["plan"] = f"{plan} {packing.VERSION}"
+        if packing != "split":
+            self.fingerprint["plan"] = f"{packing} {PACKING_VERSION}"
         if len(self._skips.ranges):
             self.fingerprint["skipped"] = self._skips.below(None)
         if any(self._holes):
@@ -138,7 +140,7 @@ class Stream:
             weights=data.weights,
             seq_len=data.seq_len,
             seed=data.seed,
-            plan=data.plan,
+            packing=data.packing,
             weigh=data.weigh,
             epochs=data.epochs,
             when_exhausted=data.when_exhausted,
@@ -173,8 +175,8 @@ class Stream:
                 )
             if then != now and name != "excluded":
                 raise UserError(
-                    f"data.{name}: expected {then!r} as when the checkpoint was written, got {now!r}; restore that "
-                    "setting or corpus, or start a new run from these weights"
+                    f"data.{SETTINGS.get(name, name)}: expected {then!r} as when the checkpoint was written, "
+                    f"got {now!r}; restore that setting or corpus, or start a new run from these weights"
                 )
 
     def exhausted(self, examples: int) -> dict[str, int]:
@@ -182,7 +184,7 @@ class Stream:
         out = {name: self._skips.reads_before(at) for name, at in self._schedule.out.items()}
         return {name: at for name, at in sorted(out.items(), key=lambda item: item[1]) if at < examples}
 
-    def check_epochs(self, *, step: int, examples_seen: int, steps: int, ramp: Ramp) -> None:
+    def check_epochs(self, *, step: int, examples_seen: int, steps: int, ramp: BatchSchedule) -> None:
         """UserError when a run at `step`, of `steps`, needs more of the sources than their epochs."""
         end, name = self._schedule.end, self._schedule.ends
         if end is None or name is None or step >= steps:
@@ -199,48 +201,50 @@ class Stream:
             f"; raise it, lower its weight or train.steps{others}"
         )
 
-    def plan(self, ids: np.ndarray) -> Plan:
+    def locate(self, ids: np.ndarray) -> Located:
         """ids int64 [n] -> where each row is. Costs some 20 numpy calls per source, so ask for many at once."""
         example = self._skips.example(np.asarray(ids, np.int64))
         source, drawn = self._schedule(example)
-        epoch, window = np.empty_like(drawn), np.empty_like(drawn)
+        epoch, row = np.empty_like(drawn), np.empty_like(drawn)
         for s, (name, n) in enumerate(zip(self.names, self.n_rows, strict=True)):
             mine = np.flatnonzero(source == s)
             if len(mine):
                 e, position = np.divmod(drawn[mine], n)
                 same = e[:1] if e[0] == e[-1] and (e == e[0]).all() else e
-                epoch[mine], window[mine] = e, permute(position, n, epoch_key(self.seed, name, same))
-        return Plan(example, source, epoch, window)
+                epoch[mine], row[mine] = e, permute(position, n, epoch_key(self.seed, name, same))
+        return Located(example, source, epoch, row)
 
-    def read(self, plan: Plan) -> np.ndarray:
+    def read(self, located: Located) -> np.ndarray:
         """-> int32 [n, seq_len + 1]."""
-        out = np.empty((len(plan.source), self.seq_len + 1), np.int32)
+        out = np.empty((len(located.source), self.seq_len + 1), np.int32)
         for s, (rows, holes) in enumerate(zip(self._rows, self._holes, strict=True)):
-            mine = np.flatnonzero(plan.source == s)
+            mine = np.flatnonzero(located.source == s)
             if len(mine):
-                rows.read(plan.window[mine], out, mine, self.pad_id)
+                rows.read(located.row[mine], out, mine, self.pad_id)
                 if holes:
-                    self._blank(rows, holes, plan.window[mine], out, mine)
+                    self._blank(rows, holes, located.row[mine], out, mine)
         return out
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """ids int64 [n] -> int32 [n, seq_len + 1]."""
-        return self.read(self.plan(ids))
+        return self.read(self.locate(ids))
 
     def where(self, ids: np.ndarray) -> list[Row]:
         """The documents in each row, as numbers in the source's store and offsets in the document."""
         rows = []
-        for i, example, s, e, w in zip(np.asarray(ids).tolist(), *(x.tolist() for x in self.plan(ids)), strict=True):
+        for i, example, s, e, w in zip(np.asarray(ids).tolist(), *(x.tolist() for x in self.locate(ids)), strict=True):
             segments = self._rows[s].segments(np.array([w]))
-            pieces = [
-                piece
+            spans = [
+                span
                 for start, length in zip(segments.start.tolist(), segments.length.tolist(), strict=True)
-                for piece in pieces_of(self.stores[s], self._holes[s], start, length)
+                for span in spans_of(self.stores[s], self._holes[s], start, length)
             ]
-            rows.append(Row(i, example, self.names[s], e, w, pieces))
+            rows.append(Row(i, example, self.names[s], e, w, spans))
         return rows
 
-    def _blank(self, rows: Packing | Windows, holes: Holes, windows: np.ndarray, out: np.ndarray, at: np.ndarray):
+    def _blank(
+        self, rows: Packing | Windows, holes: BlankedDocuments, windows: np.ndarray, out: np.ndarray, at: np.ndarray
+    ):
         segments = rows.segments(windows)
         met = np.unique(segments.row[holes.meet(segments.start, segments.length)])
         if not len(met):
@@ -253,7 +257,7 @@ class Stream:
         out[at[met]] = holes.blank(out[at[met]], offsets, self.pad_id)
 
     def _read_by(self, examples_seen: int) -> list[str]:
-        """The sources of the stretches that these examples are of."""
+        """The sources of the segments of the mixture that these examples are of."""
         return list(_seen(self.fingerprint, "stores", examples_seen))
 
     def _limits(self) -> dict[str, int]:
@@ -267,33 +271,33 @@ class Stream:
             limits[name] = math.floor(Fraction(str(epochs)) * self.n_rows[self.names.index(name)])
         return limits
 
-    def _excluded(self, exclude: Sequence[ExcludeDocuments]) -> list[Holes]:
+    def _excluded(self, exclude: Sequence[ExcludeDocuments]) -> list[BlankedDocuments]:
         for e in exclude:
             if e.source not in self.names:
                 raise UserError(f"ExcludeDocuments: expected a source of {self.names}, got {e.source!r}")
         return [
-            Holes(store, [r for e in exclude if e.source == name for r in e.all])
+            BlankedDocuments(store, [r for e in exclude if e.source == name for r in e.all])
             for name, store in zip(self.names, self.stores, strict=True)
         ]
 
     def _weights(self) -> Any:
-        """As JSON: the weights, or where there is more than one stretch each with its first example."""
-        stretches = self._schedule.stretches
-        if len(stretches) == 1:
-            return stretches[0].weights
-        return [{"from_example": s.start, "weights": s.weights} for s in stretches]
+        """As JSON: the weights, or where there is more than one segment each with its first example."""
+        segments = self._schedule.segments
+        if len(segments) == 1:
+            return segments[0].weights
+        return [{"from_example": s.start, "weights": s.weights} for s in segments]
 
 
 def _seen(fingerprint: Mapping[str, Any], name: str, examples_seen: int) -> Any:
     """What an entry has to do with the first `examples_seen` examples."""
-    skips = Skips(fingerprint.get("skipped", []))
+    skips = SkippedExamples(fingerprint.get("skipped", []))
     passed = skips.passed(examples_seen)
     if name == "skipped":
         return skips.below(passed)
     weights = fingerprint.get("weights", {})
-    stretches = weights if isinstance(weights, list) else [{"from_example": 0, "weights": weights}]
-    stretches = [s for s in stretches if s["from_example"] < passed]
+    segments = weights if isinstance(weights, list) else [{"from_example": 0, "weights": weights}]
+    segments = [s for s in segments if s["from_example"] < passed]
     if name == "weights":
-        return stretches
-    used = {source for s in stretches for source in s["weights"]}
+        return segments
+    used = {source for s in segments for source in s["weights"]}
     return {source: store for source, store in fingerprint.get("stores", {}).items() if source in used}

@@ -29,7 +29,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def there(path: str | Path) -> bool:
+def exists(path: str | Path) -> bool:
     """Whether something is at `path`, which may be on another machine than the one that prepares."""
     return Workdir.of(path, "data.tokenizer").path.exists()
 

@@ -44,7 +44,7 @@ MBART_LANGUAGES = (
 
 
 @dataclass(frozen=True)
-class Source:
+class TokenizerFiles:
     """A folder's files, and its tokenizer_config.json."""
 
     files: Mapping[str, bytes]
@@ -70,17 +70,17 @@ class Source:
 
 
 # From the token of a role to TemplateProcessing's templates for one text and for a pair.
-Wrap = Callable[[Source, Callable[[str], str]], tuple[list[str], list[str]]]
+Wrap = Callable[[TokenizerFiles, Callable[[str], str]], tuple[list[str], list[str]]]
 
 
 @dataclass(frozen=True)
-class Family:
+class SlowTokenizer:
     """build: the pipeline without its special tokens. wrap: what the class puts around a text. extra: tokens that
     the vocabulary marks as special."""
 
-    build: Callable[[Source], tokenizers.Tokenizer]
+    build: Callable[[TokenizerFiles], tokenizers.Tokenizer]
     wrap: Wrap
-    extra: Callable[[Source], list[AddedToken]] = lambda source: []
+    extra: Callable[[TokenizerFiles], list[AddedToken]] = lambda source: []
 
 
 def load_folder(folder: str | Path, *, literal: bool = False) -> HFTokenizer:
@@ -102,7 +102,7 @@ def load_folder(folder: str | Path, *, literal: bool = False) -> HFTokenizer:
         name = settings.get("tokenizer_class") or MODEL_TYPES.get(settings.get("model_type", ""))
         config["tokenizer_class"] = name or "PreTrainedTokenizerFast"
         files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    source = Source(files, config, where)
+    source = TokenizerFiles(files, config, where)
     if "tokenizer.json" not in files:
         if not files.keys() - set(SETTINGS):
             there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
@@ -125,7 +125,7 @@ def from_bytes(data: bytes, name: str = "tokenizer", *, literal: bool = False) -
     return SentencePieceTokenizer(data, name=name)
 
 
-def build(source: Source) -> tokenizers.Tokenizer:
+def build(source: TokenizerFiles) -> tokenizers.Tokenizer:
     """The pipeline of a class without tokenizer.json. UserError for one that is not in FAMILIES."""
     name = class_of(source.config)
     if name not in FAMILIES:
@@ -154,7 +154,7 @@ def build(source: Source) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _byte_level(source: Source) -> tokenizers.Tokenizer:
+def _byte_level(source: TokenizerFiles) -> tokenizers.Tokenizer:
     source.text("vocab.json")
     vocab = parse_json(source.files, "vocab.json", source.where)
     merges = []
@@ -172,7 +172,7 @@ def _byte_level(source: Source) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _word_piece(source: Source) -> tokenizers.Tokenizer:
+def _word_piece(source: TokenizerFiles) -> tokenizers.Tokenizer:
     lines = source.text("vocab.txt").removesuffix("\n").split("\n")
     vocab = {line.rstrip(): i for i, line in enumerate(lines)}
     check_ids(vocab | {f"\n{n}": len(lines) for n in range(len(lines) - len(vocab))}, f"{source.where}/vocab.txt")
@@ -190,7 +190,7 @@ def _word_piece(source: Source) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _proto(source: Source) -> Any:
+def _proto(source: TokenizerFiles) -> Any:
     name = next((n for n in SPM_FILES if n in source.files), None)
     if name is None:
         raise source.absent(SPM_FILES)
@@ -208,17 +208,19 @@ def _parse(model: bytes, where: str) -> Any:
     return proto
 
 
-def _marked(source: Source) -> list[AddedToken]:
+def _marked(source: TokenizerFiles) -> list[AddedToken]:
     kinds = (CONTROL, USER_DEFINED)
     pieces = [p for p in _proto(source).pieces if p.type in kinds]
     return [AddedToken(p.piece, normalized=False, special=p.type == CONTROL) for p in pieces]
 
 
-def _sentinels(source: Source) -> list[str]:
+def _sentinels(source: TokenizerFiles) -> list[str]:
     return [f"<extra_id_{i}>" for i in reversed(range(source.config.get("extra_ids", 100)))]
 
 
-def _words(source: Source, proto: Any, vocab: list[tuple[str, float]], unk: int, steps: list) -> tokenizers.Tokenizer:
+def _words(
+    source: TokenizerFiles, proto: Any, vocab: list[tuple[str, float]], unk: int, steps: list
+) -> tokenizers.Tokenizer:
     """Unigram over words that open with a space, as T5 and all before it were trained."""
     norm = proto.normalizer_spec
     if proto.trainer_spec.model_type != 1 or not (norm.remove_extra_whitespaces and norm.add_dummy_prefix):
@@ -241,13 +243,13 @@ def _words(source: Source, proto: Any, vocab: list[tuple[str, float]], unk: int,
     return tokenizer
 
 
-def _t5(source: Source) -> tokenizers.Tokenizer:
+def _t5(source: TokenizerFiles) -> tokenizers.Tokenizer:
     proto = _proto(source)
     vocab = [(p.piece, p.score) for p in proto.pieces] + [(token, 0.0) for token in _sentinels(source)]
     return _words(source, proto, vocab, proto.trainer_spec.unk_id, [])
 
 
-def _albert(source: Source) -> tokenizers.Tokenizer:
+def _albert(source: TokenizerFiles) -> tokenizers.Tokenizer:
     """The original splits a comma from the digit before it, which a low score does for most texts."""
     proto, config = _proto(source), source.config
     comma = lambda piece: len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
@@ -260,10 +262,10 @@ def _albert(source: Source) -> tokenizers.Tokenizer:
     return _words(source, proto, vocab, proto.trainer_spec.unk_id, steps)
 
 
-def _fairseq(languages: list[str]) -> Callable[[Source], tokenizers.Tokenizer]:
+def _fairseq(languages: list[str]) -> Callable[[TokenizerFiles], tokenizers.Tokenizer]:
     """Fairseq's ids: its four specials, the pieces after SentencePiece's three, the languages, the mask."""
 
-    def build(source: Source) -> tokenizers.Tokenizer:
+    def build(source: TokenizerFiles) -> tokenizers.Tokenizer:
         proto = _proto(source)
         named = read_specials(source.files, source.where).named
         first = [(named[f"{role}_token"].content, 0.0) for role in ("bos", "pad", "eos", "unk")]
@@ -273,7 +275,7 @@ def _fairseq(languages: list[str]) -> Callable[[Source], tokenizers.Tokenizer]:
     return build
 
 
-def _llama(source: Source) -> tokenizers.Tokenizer:
+def _llama(source: TokenizerFiles) -> tokenizers.Tokenizer:
     proto, config = _proto(source), source.config
     norm = proto.normalizer_spec
     if norm.remove_extra_whitespaces or norm.precompiled_charsmap:
@@ -316,7 +318,7 @@ def _merges(scores: dict[str, float], ids: dict[str, int]) -> list[tuple[str, st
     return [pair for _, pair in sorted(ranked)]
 
 
-def _wrap_ends(source: Source, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
+def _wrap_ends(source: TokenizerFiles, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
     """bos and eos as add_bos_token and add_eos_token ask; without them none, as in transformers 5."""
     bos, eos = source.config.get("add_bos_token", False), source.config.get("add_eos_token", False)
 
@@ -327,45 +329,47 @@ def _wrap_ends(source: Source, token: Callable[[str], str]) -> tuple[list[str], 
     return around("$A", 0), around("$A", 0) + around("$B", 1)
 
 
-def _wrap_bert(source: Source, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
+def _wrap_bert(source: TokenizerFiles, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
     single = [f"{token('cls')}:0", "$A:0", f"{token('sep')}:0"]
     return single, [*single, "$B:1", f"{token('sep')}:1"]
 
 
-def _wrap_t5(source: Source, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
+def _wrap_t5(source: TokenizerFiles, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
     return ["$A:0", f"{token('eos')}:0"], ["$A:0", f"{token('eos')}:0", "$B:0", f"{token('eos')}:0"]
 
 
 def _wrap_twice(first: str, last: str) -> Wrap:
-    def wrap(source: Source, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    def wrap(source: TokenizerFiles, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
         start, end = f"{token(first)}:0", f"{token(last)}:0"
         return [start, "$A:0", end], [start, "$A:0", end, end, "$B:0", end]
 
     return wrap
 
 
-def _wrap_mbart(source: Source, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
+def _wrap_mbart(source: TokenizerFiles, token: Callable[[str], str]) -> tuple[list[str], list[str]]:
     end = [f"{token('eos')}:0", f"{source.config.get('src_lang') or 'en_XX'}:0"]
     return ["$A:0", *end], ["$A:0", "$B:0", *end]
 
 
-def _t5_extra(source: Source) -> list[AddedToken]:
+def _t5_extra(source: TokenizerFiles) -> list[AddedToken]:
     return _marked(source) + [AddedToken(token, special=True) for token in _sentinels(source)]
 
 
-def _mbart_extra(source: Source) -> list[AddedToken]:
+def _mbart_extra(source: TokenizerFiles) -> list[AddedToken]:
     return _marked(source) + [AddedToken(token, special=True) for token in MBART_LANGUAGES]
 
 
 FAMILIES = {
-    "GPT2Tokenizer": Family(_byte_level, _wrap_ends),
-    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer"), Family(_byte_level, _wrap_twice("cls", "sep"))),
-    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), Family(_word_piece, _wrap_bert)),
-    "T5Tokenizer": Family(_t5, _wrap_t5, _t5_extra),
-    "AlbertTokenizer": Family(_albert, _wrap_bert, _marked),
-    "LlamaTokenizer": Family(_llama, _wrap_ends, _marked),
-    "XLMRobertaTokenizer": Family(_fairseq([]), _wrap_twice("bos", "eos"), _marked),
-    "MBartTokenizer": Family(_fairseq(MBART_LANGUAGES), _wrap_mbart, _mbart_extra),
+    "GPT2Tokenizer": SlowTokenizer(_byte_level, _wrap_ends),
+    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer"), SlowTokenizer(_byte_level, _wrap_twice("cls", "sep"))),
+    **dict.fromkeys(
+        ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), SlowTokenizer(_word_piece, _wrap_bert)
+    ),
+    "T5Tokenizer": SlowTokenizer(_t5, _wrap_t5, _t5_extra),
+    "AlbertTokenizer": SlowTokenizer(_albert, _wrap_bert, _marked),
+    "LlamaTokenizer": SlowTokenizer(_llama, _wrap_ends, _marked),
+    "XLMRobertaTokenizer": SlowTokenizer(_fairseq([]), _wrap_twice("bos", "eos"), _marked),
+    "MBartTokenizer": SlowTokenizer(_fairseq(MBART_LANGUAGES), _wrap_mbart, _mbart_extra),
 }
 
 

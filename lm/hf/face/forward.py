@@ -13,7 +13,14 @@ from lm.errors import UserError
 from lm.hf.face import losses
 from lm.hf.face.inputs import PAIR_LABELS
 from lm.hf.families.family import Family
-from lm.models import Model, SequenceLabels, Spans, TokenLabels, Words, WordsAndPair
+from lm.models import (
+    LanguageModeling,
+    MaskedLMAndPair,
+    Model,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+)
 from lm.nn.mask import Mask
 from lm.objectives import seq2seq
 from lm.objectives.base import router_loss
@@ -23,9 +30,9 @@ Inputs = Mapping[str, jax.Array]
 
 def has_labels(model: Model, config: Mapping[str, Any], inputs: Inputs) -> bool:
     """Whether there is a loss."""
-    if isinstance(model.task, Spans):
+    if isinstance(model.task, QuestionAnswering):
         return {"start_positions", "end_positions"} <= inputs.keys()
-    if isinstance(model.task, WordsAndPair):
+    if isinstance(model.task, MaskedLMAndPair):
         return {"labels", PAIR_LABELS[config["model_type"]][0]} <= inputs.keys()
     return "labels" in inputs
 
@@ -54,7 +61,7 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
         # In transformers padding goes through the experts too, but does not count for their balance.
         router = module(ids, dtype=dtype, positions=positions, mask=seen, valid=mask).router
     out: dict[str, Any] = {"hidden_states": (*x.states[:-1], x.hidden)}
-    if isinstance(model.task, Words):
+    if isinstance(model.task, LanguageModeling):
         out["logits"] = module.logits(x.hidden)
         if "labels" in inputs:
             out["loss"] = losses.next_token(out["logits"], inputs["labels"])
@@ -67,7 +74,7 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
                 out["loss"] = out["loss"] + jnp.where(jnp.asarray(asked), weight * aux, 0.0)
         return out
     logits = module.labels(x.hidden)
-    if isinstance(model.task, SequenceLabels):
+    if isinstance(model.task, SequenceClassification):
         return out | _sequence(logits[jnp.arange(len(ids)), _last_token(ids, config)], config, inputs)
     return out | _tokens_or_spans(logits, model, inputs)
 
@@ -83,17 +90,17 @@ def _encoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
     x = module(ids, dtype=dtype, positions=positions, token_types=types, valid=mask, record=True)
     out: dict[str, Any] = {"hidden_states": (*x.states[:-1], x.hidden)}
     match model.task:
-        case Words():
+        case LanguageModeling():
             out["logits"] = module.logits(x.hidden)
             if "labels" in inputs:
                 out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
-        case WordsAndPair():
+        case MaskedLMAndPair():
             label, pair = PAIR_LABELS[config["model_type"]]
             out |= {"prediction_logits": module.logits(x.hidden), pair: module.pair_logits(x.hidden)}
             if has_labels(model, config, inputs):
                 words = losses.cross_entropy(out["prediction_logits"], inputs["labels"])
                 out["loss"] = words + losses.cross_entropy(out[pair], inputs[label].reshape(-1))
-        case SequenceLabels():
+        case SequenceClassification():
             out |= _sequence(module.labels(module.pooled(x.hidden)), config, inputs)
         case _:
             out |= _tokens_or_spans(module.labels(x.hidden), model, inputs)
@@ -102,14 +109,14 @@ def _encoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
 
 def _encoder_decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], _mask(inputs)
-    if isinstance(model.task, TokenLabels):  # of the encoder alone
+    if isinstance(model.task, TokenClassification):  # of the encoder alone
         x = module.encode(ids, dtype=dtype, valid=mask, record=True)
         states = (*x.states[:-1], x.hidden)
         return {"hidden_states": states} | _tokens_or_spans(module.labels(x.hidden), model, inputs)
     targets = inputs.get("decoder_input_ids")
     if targets is None:
-        words = isinstance(model.task, Words) and "labels" in inputs
-        if isinstance(model.task, Words) and not words and not family.shifts_inputs:
+        words = isinstance(model.task, LanguageModeling) and "labels" in inputs
+        if isinstance(model.task, LanguageModeling) and not words and not family.shifts_inputs:
             raise UserError("decoder_input_ids: expected them, or labels to shift, got neither")
         targets = shift_right(inputs["labels"] if words else ids, config, wrap=family.wraps_last)
     own = None
@@ -123,12 +130,12 @@ def _encoder_decoder(module, model: Model, family: Family, config, inputs: Input
         "encoder_hidden_states": (*x.memory_states[:-1], x.memory),
         "encoder_last_hidden_state": x.memory,
     }
-    if isinstance(model.task, Words):
+    if isinstance(model.task, LanguageModeling):
         out["logits"] = module.logits(x.hidden)
         if "labels" in inputs:
             out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
         return out
-    if isinstance(model.task, SequenceLabels):  # of the last end token
+    if isinstance(model.task, SequenceClassification):  # of the last end token
         ends = ids == config["eos_token_id"]
         last = ids.shape[1] - 1 - jnp.argmax(ends[:, ::-1], axis=1)
         return out | _sequence(module.labels(x.hidden[jnp.arange(len(ids)), last]), config, inputs)
@@ -164,7 +171,7 @@ def _sequence(logits: jax.Array, config: Mapping[str, Any], inputs: Inputs) -> d
 
 
 def _tokens_or_spans(logits: jax.Array, model: Model, inputs: Inputs) -> dict[str, Any]:
-    if isinstance(model.task, TokenLabels):
+    if isinstance(model.task, TokenClassification):
         loss = {"loss": losses.cross_entropy(logits, inputs["labels"])} if "labels" in inputs else {}
         return {"logits": logits} | loss
     start, end = logits[..., 0], logits[..., 1]

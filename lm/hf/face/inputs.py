@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from lm.errors import UserError, did_you_mean
 from lm.hf.face.losses import IGNORED
 from lm.hf.families.family import Family
-from lm.models import Model, SequenceLabels, Spans, Words, WordsAndPair
+from lm.models import LanguageModeling, MaskedLMAndPair, Model, QuestionAnswering, SequenceClassification
 
 # The label of a sentence pair, and the logits for it, by class.
 PAIR_LABELS = {
@@ -28,8 +28,8 @@ PAIR_LABELS = {
 def arguments(model: Model, config: Mapping[str, Any]) -> set[str]:
     """What the class can be called with."""
     names = {"input_ids", "attention_mask"}
-    names |= {"start_positions", "end_positions"} if isinstance(model.task, Spans) else {"labels"}
-    if isinstance(model.task, WordsAndPair):
+    names |= {"start_positions", "end_positions"} if isinstance(model.task, QuestionAnswering) else {"labels"}
+    if isinstance(model.task, MaskedLMAndPair):
         names.add(PAIR_LABELS[config["model_type"]][0])
     match model.family:
         case "decoder":
@@ -90,7 +90,7 @@ def _check_ids(model: Model, arrays: Mapping[str, np.ndarray]) -> None:
 def _check_labels(model: Model, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     ids, decoder = arrays["input_ids"], arrays.get("decoder_input_ids")
     rows = (len(ids),)
-    if isinstance(model.task, WordsAndPair):
+    if isinstance(model.task, MaskedLMAndPair):
         name = PAIR_LABELS[config["model_type"]][0]
         _has_shape(name, arrays, rows, (*rows, 1))
         _in_range(name, arrays.get(name), 2, ignored=True)
@@ -99,7 +99,7 @@ def _check_labels(model: Model, config: Mapping[str, Any], arrays: Mapping[str, 
     labels = arrays.get("labels")
     if labels is None:
         return
-    if isinstance(model.task, SequenceLabels):
+    if isinstance(model.task, SequenceClassification):
         n = model.task.n_labels
         if model.task.problem == "single_label" and np.issubdtype(labels.dtype, np.integer):
             _has_shape("labels", arrays, rows, (*rows, 1))
@@ -107,13 +107,13 @@ def _check_labels(model: Model, config: Mapping[str, Any], arrays: Mapping[str, 
         else:
             _has_shape("labels", arrays, *([rows, (*rows, 1)] if n == 1 else [(*rows, n)]))
         return
-    if model.family != "encoder_decoder" or not isinstance(model.task, Words):
+    if model.family != "encoder_decoder" or not isinstance(model.task, LanguageModeling):
         _has_shape("labels", arrays, ids.shape)
     elif decoder is not None:
         _has_shape("labels", arrays, decoder.shape)
     elif labels.ndim != 2 or len(labels) != len(ids):
         raise UserError(f"labels: expected [{len(ids)}, length], got {list(labels.shape)}")
-    words = isinstance(model.task, (Words, WordsAndPair))
+    words = isinstance(model.task, (LanguageModeling, MaskedLMAndPair))
     _in_range("labels", labels, target_size(model) if words else getattr(model.task, "n_labels", 1), ignored=True)
 
 

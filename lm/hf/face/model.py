@@ -28,8 +28,8 @@ from lm.hf.families.family import Family
 from lm.hf.families.table import Slot
 from lm.hf.folder import Opened, open_folder
 from lm.hf.weights import read_params, write_items
+from lm.models import LanguageModeling
 from lm.models import Model as ModelConfig
-from lm.models import Words
 from lm.models.base import abstract
 from lm.nn.param import paths
 
@@ -37,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 BUFFERS = ("final_logits_bias",)  # stored, but nothing that torch would train
 
 
-class Model:
+class HFModel:
     """A model of a folder. `load` makes it; calling it is the forward pass of the class that config.json names."""
 
     def __init__(self, opened: Opened, params: dict, dtype: DTypeLike):
@@ -90,7 +90,7 @@ class Model:
         With `return_dict_in_generate` a dict of `sequences` and `sequences_scores`. The options not given come from
         generation_config.json, or from config.json where there is none.
         """
-        if self.model.family == "encoder" or not isinstance(self.model.task, Words):
+        if self.model.family == "encoder" or not isinstance(self.model.task, LanguageModeling):
             raise UserError(f"generate: {self.config['architectures'][0]} does not generate text")
         options = {name: v for name, v in options.items() if name not in ("use_cache", "output_scores")}
         plain = lambda v: v.tolist() if hasattr(v, "tolist") else v  # of numpy and torch
@@ -175,13 +175,13 @@ class Model:
         return out["loss"], out
 
 
-def load(folder: str | Path, dtype: str = "float32") -> Model:
+def load(folder: str | Path, dtype: str = "float32") -> HFModel:
     """The model in a folder as transformers writes it and the hub holds it, on one device; `dtype`: of the compute."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     with open_folder(folder) as opened:
         params = read_params(opened.slots, opened.shapes, opened.read, one_device(opened.shapes))
-        return Model(opened, params, dtype)
+        return HFModel(opened, params, dtype)
 
 
 def one_device(shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:

@@ -9,7 +9,15 @@ from lm.hf.families.bert import common, common_fields, embeddings, linear, moder
 from lm.hf.families.family import Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Map
-from lm.models import Albert, SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
+from lm.models import (
+    Albert,
+    LanguageModeling,
+    MaskedLMAndPair,
+    QuestionAnswering,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 
 EMBED, DECODER, BIAS = "albert.embeddings.word_embeddings.weight", "predictions.decoder", "predictions.bias"
 
@@ -70,15 +78,15 @@ def layers(m: Albert) -> list[Map]:
 def table(m: Albert) -> list[Map]:
     rows = embeddings("albert.embeddings.") + linear("project", "albert.encoder.embedding_hidden_mapping_in")
     rows += layers(m)
-    if isinstance(m.task, (WordsAndPair, SequenceLabels)):
+    if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)):
         rows += linear("pooler.dense", "albert.pooler")
     match m.task:
-        case Words() | WordsAndPair():
+        case LanguageModeling() | MaskedLMAndPair():
             rows += word_head(m, "predictions.dense", "predictions.LayerNorm", DECODER, BIAS)
-            rows += linear("pair.out", "sop_classifier.classifier") if isinstance(m.task, WordsAndPair) else []
-        case SequenceLabels() | TokenLabels():
+            rows += linear("pair.out", "sop_classifier.classifier") if isinstance(m.task, MaskedLMAndPair) else []
+        case SequenceClassification() | TokenClassification():
             rows += linear("labeler.out", "classifier")
-        case Spans():
+        case QuestionAnswering():
             rows += linear("labeler.out", "qa_outputs")
     return rows
 
@@ -86,8 +94,8 @@ def table(m: Albert) -> list[Map]:
 def spare(m: Albert) -> list[str]:
     """The published files are of the class for pre-training, while their config.json names that for masked words; and
     files of earlier releases have the pooler in every class."""
-    parts = [] if isinstance(m.task, (WordsAndPair, SequenceLabels)) else ["albert.pooler"]
-    parts += ["sop_classifier.classifier"] if isinstance(m.task, Words) else []
+    parts = [] if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) else ["albert.pooler"]
+    parts += ["sop_classifier.classifier"] if isinstance(m.task, LanguageModeling) else []
     return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
 

@@ -10,7 +10,7 @@ from lm.hf.families.fields import Fields
 from lm.hf.families.marian import EMBED, HEAD, SHARED, aliases, common, common_fields, norm, rename
 from lm.hf.families.marian import table as layers_and_ends
 from lm.hf.families.table import Map
-from lm.models import Bart, MBart, SequenceLabels, Spans, Task
+from lm.models import Bart, MBart, QuestionAnswering, SequenceClassification, Task
 
 SIDES = ("encoder", "decoder")
 VERSION = r"model\.(encoder|decoder)\.version"  # a buffer of fairseq
@@ -50,11 +50,11 @@ def table(m: Bart) -> list[Map]:
         rows += norm(f"{side}.embed_norm", f"model.{side}.layernorm_embedding")
         rows += norm(f"{side}.norm", f"model.{side}.layer_norm") if isinstance(m, MBart) else []
     match m.task:
-        case SequenceLabels():
+        case SequenceClassification():
             for ours, theirs in (("dense", "dense"), ("out", "out_proj")):
                 rows.append(Map(f"labeler.{ours}.kernel", f"classification_head.{theirs}.weight", "o i -> i o"))
                 rows.append(Map(f"labeler.{ours}.bias", f"classification_head.{theirs}.bias"))
-        case Spans():
+        case QuestionAnswering():
             rows += [Map("labeler.out.kernel", "qa_outputs.weight", "n d -> d n")]
             rows += [Map("labeler.out.bias", "qa_outputs.bias")]
     return rows

@@ -8,7 +8,15 @@ from typing import Any
 from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.table import Alias, Map
-from lm.models import Bert, SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
+from lm.models import (
+    Bert,
+    LanguageModeling,
+    MaskedLMAndPair,
+    QuestionAnswering,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 
 EMBED, DECODER, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder", "cls.predictions.bias"
 
@@ -110,13 +118,13 @@ def word_head(m: Bert, dense: str, layer_norm: str, decoder: str, bias: str) -> 
 
 
 def word_aliases(m: Bert, embed: str, decoder: str, bias: str) -> list[Alias]:
-    tied = m.tied and isinstance(m.task, (Words, WordsAndPair))
+    tied = m.tied and isinstance(m.task, (LanguageModeling, MaskedLMAndPair))
     return [Alias(f"{decoder}.weight", embed), Alias(f"{decoder}.bias", bias)] if tied else []
 
 
 def word_unused(m: Bert, bias: str) -> dict[str, tuple[int, ...]]:
     """An untied head leaves its second bias unread."""
-    return {} if m.tied or not isinstance(m.task, (Words, WordsAndPair)) else {bias: (m.vocab_size,)}
+    return {} if m.tied or not isinstance(m.task, (LanguageModeling, MaskedLMAndPair)) else {bias: (m.vocab_size,)}
 
 
 def modern(name: str, prefix: str, parts: str = "embeddings|encoder|pooler") -> str:
@@ -143,17 +151,17 @@ def write(m: Bert) -> dict[str, Any]:
 
 def table(m: Bert) -> list[Map]:
     rows = embeddings("bert.embeddings.") + layers("bert.encoder.layer.{}.")
-    if isinstance(m.task, (WordsAndPair, SequenceLabels)):
+    if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)):
         rows += linear("pooler.dense", "bert.pooler.dense")
     match m.task:
-        case Words() | WordsAndPair():
+        case LanguageModeling() | MaskedLMAndPair():
             rows += word_head(
                 m, "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", DECODER, BIAS
             )
-            rows += linear("pair.out", "cls.seq_relationship") if isinstance(m.task, WordsAndPair) else []
-        case SequenceLabels() | TokenLabels():
+            rows += linear("pair.out", "cls.seq_relationship") if isinstance(m.task, MaskedLMAndPair) else []
+        case SequenceClassification() | TokenClassification():
             rows += linear("labeler.out", "classifier")
-        case Spans():
+        case QuestionAnswering():
             rows += linear("labeler.out", "qa_outputs")
     return rows
 
@@ -161,8 +169,8 @@ def table(m: Bert) -> list[Map]:
 def spare(m: Bert) -> list[str]:
     """The published files are of the class for pre-training, while their config.json names that for masked words; and
     files of earlier releases have the pooler in every class."""
-    parts = [] if isinstance(m.task, (WordsAndPair, SequenceLabels)) else ["bert.pooler.dense"]
-    parts += ["cls.seq_relationship"] if isinstance(m.task, Words) else []
+    parts = [] if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) else ["bert.pooler.dense"]
+    parts += ["cls.seq_relationship"] if isinstance(m.task, LanguageModeling) else []
     return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
 

@@ -11,19 +11,27 @@ import jax.numpy as jnp
 
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Alias, Map
-from lm.models import Model, SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
+from lm.models import (
+    LanguageModeling,
+    MaskedLMAndPair,
+    Model,
+    QuestionAnswering,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 
 # The end of a class name says what it predicts.
 TASKS: dict[str, type[Task]] = {
-    "LMHeadModel": Words,
-    "ForCausalLM": Words,
-    "ForMaskedLM": Words,
-    "ForConditionalGeneration": Words,
-    "MTModel": Words,
-    "ForPreTraining": WordsAndPair,
-    "ForSequenceClassification": SequenceLabels,
-    "ForTokenClassification": TokenLabels,
-    "ForQuestionAnswering": Spans,
+    "LMHeadModel": LanguageModeling,
+    "ForCausalLM": LanguageModeling,
+    "ForMaskedLM": LanguageModeling,
+    "ForConditionalGeneration": LanguageModeling,
+    "MTModel": LanguageModeling,
+    "ForPreTraining": MaskedLMAndPair,
+    "ForSequenceClassification": SequenceClassification,
+    "ForTokenClassification": TokenClassification,
+    "ForQuestionAnswering": QuestionAnswering,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.table import Alias, Map
-from lm.models import GPT2, SequenceLabels, Spans, Task, TokenLabels, Words
+from lm.models import GPT2, LanguageModeling, QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 
 def read(f: Fields, task: Task) -> GPT2:
@@ -73,19 +73,21 @@ def table(m: GPT2) -> list[Map]:
     for ours, theirs in (("norm1", "ln_1"), ("norm2", "ln_2")):
         rows += [Map(f"layers.{ours}.scale", f"{h}{theirs}.weight"), Map(f"layers.{ours}.bias", f"{h}{theirs}.bias")]
     match m.task:
-        case Words() if not m.tied:
+        case LanguageModeling() if not m.tied:
             rows.append(Map("head.table", "lm_head.weight"))
-        case SequenceLabels():
+        case SequenceClassification():
             rows.append(Map("head.out.kernel", "score.weight", "n d -> d n"))
-        case TokenLabels():
+        case TokenClassification():
             rows += [Map("head.out.kernel", "classifier.weight", "n d -> d n"), Map("head.out.bias", "classifier.bias")]
-        case Spans():
+        case QuestionAnswering():
             rows += [Map("head.out.kernel", "qa_outputs.weight", "n d -> d n"), Map("head.out.bias", "qa_outputs.bias")]
     return rows
 
 
 def aliases(m: GPT2) -> list[Alias]:
-    return [Alias("lm_head.weight", "transformer.wte.weight")] if m.tied and isinstance(m.task, Words) else []
+    return (
+        [Alias("lm_head.weight", "transformer.wte.weight")] if m.tied and isinstance(m.task, LanguageModeling) else []
+    )
 
 
 def rename(name: str) -> str:

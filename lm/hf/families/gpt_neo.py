@@ -10,7 +10,7 @@ from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.llama import classes
 from lm.hf.families.table import Alias, Map
-from lm.models import GPTNeo, SequenceLabels, Spans, Task, TokenLabels, Words
+from lm.models import GPTNeo, LanguageModeling, QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 HEAD, EMBED = "lm_head.weight", "transformer.wte.weight"
 KINDS = {"global": False, "local": True}
@@ -93,8 +93,8 @@ def table(m: GPTNeo) -> list[Map]:
     return rows + head(m, HEAD)
 
 
-def linear(ours: str, theirs: str, how: str, *, bias: bool = True) -> list[Map]:
-    rows = [Map(ours, f"{theirs}.weight", how), Map(f"{ours}_bias", f"{theirs}.bias")]
+def linear(ours: str, theirs: str, pattern: str, *, bias: bool = True) -> list[Map]:
+    rows = [Map(ours, f"{theirs}.weight", pattern), Map(f"{ours}_bias", f"{theirs}.bias")]
     return rows if bias else rows[:1]
 
 
@@ -105,19 +105,19 @@ def layer_norm(ours: str, theirs: str) -> list[Map]:
 def head(m: Any, words: str) -> list[Map]:
     """The head of the model's task; words: its name where it is one of tokens."""
     match m.task:
-        case Words():
+        case LanguageModeling():
             return [] if m.tied else [Map("head.table", words)]
-        case SequenceLabels():
+        case SequenceClassification():
             return [Map("head.out.kernel", "score.weight", "n d -> d n")]
-        case TokenLabels():
+        case TokenClassification():
             name = "classifier"
-        case Spans():
+        case QuestionAnswering():
             name = "qa_outputs"
     return [Map("head.out.kernel", f"{name}.weight", "n d -> d n"), Map("head.out.bias", f"{name}.bias")]
 
 
 def aliases(m: GPTNeo) -> list[Alias]:
-    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, Words) else []
+    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, LanguageModeling) else []
 
 
 def rename(name: str) -> str:

@@ -10,7 +10,7 @@ from lm.hf.families.fields import ACTIVATION_NAMES, Fields, max_positions, rope_
 from lm.hf.families.gpt_neo import head, layer_norm, linear
 from lm.hf.families.llama import classes
 from lm.hf.families.table import Alias, Map
-from lm.models import GPTNeoX, Task, Words
+from lm.models import GPTNeoX, LanguageModeling, Task
 
 HEAD, EMBED = "embed_out.weight", "gpt_neox.embed_in.weight"
 
@@ -76,7 +76,7 @@ def table(m: GPTNeoX) -> list[Map]:
 
 
 def aliases(m: GPTNeoX) -> list[Alias]:
-    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, Words) else []
+    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, LanguageModeling) else []
 
 
 def rename(name: str) -> str:

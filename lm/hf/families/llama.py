@@ -9,7 +9,7 @@ from typing import Any
 from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields, max_positions, rope_parameters
 from lm.hf.families.table import Alias, Map
-from lm.models import Llama, SequenceLabels, Spans, Task, TokenLabels, Words
+from lm.models import LanguageModeling, Llama, QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -100,19 +100,19 @@ def ends(m: Llama) -> list[Map]:
     """Embedding, final norm and head."""
     rows = [Map("embed.table", EMBED), Map("norm.scale", "model.norm.weight")]
     match m.task:
-        case Words() if not m.tied:
+        case LanguageModeling() if not m.tied:
             rows.append(Map("head.table", HEAD))
-        case SequenceLabels():
+        case SequenceClassification():
             rows.append(Map("head.out.kernel", "score.weight", "n d -> d n"))
-        case TokenLabels():
+        case TokenClassification():
             rows += [Map("head.out.kernel", "score.weight", "n d -> d n"), Map("head.out.bias", "score.bias")]
-        case Spans():
+        case QuestionAnswering():
             rows += [Map("head.out.kernel", "qa_outputs.weight", "n d -> d n"), Map("head.out.bias", "qa_outputs.bias")]
     return rows
 
 
 def aliases(m: Llama) -> list[Alias]:
-    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, Words) else []
+    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, LanguageModeling) else []
 
 
 def classes(name: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ def table(m: Llama) -> list[Map]:
 
 def older_prefix(m: Llama, rows: list[Map]) -> list[Map]:
     """The class for spans alone keeps an older prefix, here and in Qwen."""
-    if not isinstance(m.task, Spans):
+    if not isinstance(m.task, QuestionAnswering):
         return rows
     return [dataclasses.replace(row, theirs=re.sub(r"^model\.", "transformer.", row.theirs)) for row in rows]
 

@@ -11,7 +11,7 @@ from typing import Any
 from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.table import Alias, Map
-from lm.models import Task, Transformer, Words
+from lm.models import LanguageModeling, Task, Transformer
 
 HEAD, SHARED, LOGITS_BIAS = "lm_head.weight", "model.shared.weight", "final_logits_bias"
 EMBED = {"encoder": "model.encoder.embed_tokens.weight", "decoder": "model.decoder.embed_tokens.weight"}
@@ -99,7 +99,7 @@ def table(m: Transformer) -> list[Map]:
     if m.target_vocab_size:
         rows.append(Map("target_embed.table", EMBED["decoder"]))
     rows += layers("encoder") + layers("decoder")
-    if isinstance(m.task, Words):
+    if isinstance(m.task, LanguageModeling):
         rows += [Map("head.bias", LOGITS_BIAS, "1 v -> v")] if m.logits_bias else []
         rows += [] if m.tied else [Map("head.table", HEAD)]
     return rows
@@ -107,7 +107,7 @@ def table(m: Transformer) -> list[Map]:
 
 def aliases(m: Transformer) -> list[Alias]:
     out = [] if m.target_vocab_size else [Alias(name, SHARED) for name in EMBED.values()]
-    if m.tied and isinstance(m.task, Words):
+    if m.tied and isinstance(m.task, LanguageModeling):
         out.append(Alias(HEAD, EMBED["decoder"] if m.target_vocab_size else SHARED))
     return out
 

@@ -130,8 +130,8 @@ def router(at: str) -> list[Map]:
 
 
 def experts(at: str, names: dict[str, str]) -> list[Map]:
-    how = {"gate": "f d -> d f", "up": "f d -> d f", "down": "d f -> f d"}
-    return [Map(f"layers.mlp.{n}", f"{at}experts.{{}}.{name}.weight", how[n]) for n, name in names.items()]
+    pattern = {"gate": "f d -> d f", "up": "f d -> d f", "down": "d f -> f d"}
+    return [Map(f"layers.mlp.{n}", f"{at}experts.{{}}.{name}.weight", pattern[n]) for n, name in names.items()]
 
 
 def fused_experts(at: str) -> list[Map]:

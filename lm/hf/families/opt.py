@@ -9,7 +9,7 @@ from lm.hf.families.family import Family, by_mask
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.gpt_neo import head, layer_norm, linear
 from lm.hf.families.table import Alias, Map
-from lm.models import OPT, Task, Words
+from lm.models import OPT, LanguageModeling, Task
 
 HEAD, EMBED = "lm_head.weight", "model.decoder.embed_tokens.weight"
 
@@ -82,7 +82,7 @@ def table(m: OPT) -> list[Map]:
 
 
 def aliases(m: OPT) -> list[Alias]:
-    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, Words) else []
+    return [Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, LanguageModeling) else []
 
 
 def rename(name: str) -> str:

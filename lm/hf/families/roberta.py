@@ -22,7 +22,7 @@ from lm.hf.families.bert import (
 from lm.hf.families.family import Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Map
-from lm.models import Roberta, SequenceLabels, Spans, Task, TokenLabels, Words
+from lm.models import LanguageModeling, QuestionAnswering, Roberta, SequenceClassification, Task, TokenClassification
 
 EMBED, DECODER, BIAS = "roberta.embeddings.word_embeddings.weight", "lm_head.decoder", "lm_head.bias"
 
@@ -43,13 +43,13 @@ def write(m: Roberta) -> dict[str, Any]:
 def table(m: Roberta) -> list[Map]:
     rows = embeddings("roberta.embeddings.") + layers("roberta.encoder.layer.{}.")
     match m.task:
-        case Words():
+        case LanguageModeling():
             rows += word_head(m, "lm_head.dense", "lm_head.layer_norm", DECODER, BIAS)
-        case SequenceLabels():
+        case SequenceClassification():
             rows += linear("labeler.dense", "classifier.dense") + linear("labeler.out", "classifier.out_proj")
-        case TokenLabels():
+        case TokenClassification():
             rows += linear("labeler.out", "classifier")
-        case Spans():
+        case QuestionAnswering():
             rows += linear("labeler.out", "qa_outputs")
     return rows
 

@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
 from lm.hf.families.table import Alias, Map
-from lm.models import T5, SequenceLabels, Spans, Task, TokenLabels, Words
+from lm.models import T5, LanguageModeling, QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 HEAD, EMBED = "lm_head.weight", "shared.weight"
 
@@ -89,21 +89,21 @@ def write(m: T5) -> dict[str, Any]:
 
 
 def table(m: T5) -> list[Map]:
-    sides = ("encoder",) if isinstance(m.task, TokenLabels) else ("encoder", "decoder")
+    sides = ("encoder",) if isinstance(m.task, TokenClassification) else ("encoder", "decoder")
     rows = [Map("embed.table", EMBED)]
     for side in sides:
         rows += _side(side, m.gated)
     match m.task:
-        case Words():
+        case LanguageModeling():
             return rows + ([] if m.tied else [Map("head.table", HEAD)])
-        case Spans():
+        case QuestionAnswering():
             return rows + _linear("out", "qa_outputs")
     # These two classes alone hold the model under a name of its own.
     rows = [dataclasses.replace(row, theirs=f"transformer.{row.theirs}") for row in rows]
     match m.task:
-        case SequenceLabels():
+        case SequenceClassification():
             rows += _linear("dense", "classification_head.dense") + _linear("out", "classification_head.out_proj")
-        case TokenLabels():
+        case TokenClassification():
             rows += _linear("out", "classifier")
     return rows
 
@@ -136,10 +136,10 @@ def _linear(ours: str, theirs: str) -> list[Map]:
 
 
 def aliases(m: T5) -> list[Alias]:
-    at = "transformer." if isinstance(m.task, SequenceLabels | TokenLabels) else ""
-    sides = ("encoder",) if isinstance(m.task, TokenLabels) else ("encoder", "decoder")
+    at = "transformer." if isinstance(m.task, SequenceClassification | TokenClassification) else ""
+    sides = ("encoder",) if isinstance(m.task, TokenClassification) else ("encoder", "decoder")
     out = [Alias(f"{at}{side}.embed_tokens.weight", f"{at}{EMBED}") for side in sides]
-    return out + ([Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, Words) else [])
+    return out + ([Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, LanguageModeling) else [])
 
 
 T5_FAMILY = Family(

@@ -25,14 +25,14 @@ Shape = tuple[int, ...]
 @dataclasses.dataclass(frozen=True)
 class Map:
     """ours: a path as `layers.attn.q`; of several paths each is a part of the first axis of the pattern's result.
-    theirs: a name with `{}` for the numbers of stacked axes. how: einops, theirs -> ours without the stacked axes, as
-    `(h k) d -> d h k`; empty where they agree. at: the numbers for each place of the stacked axis, where they are not
-    0, 1, 2 ... (of layers that alternate between two blocks, or of ALBERT's groups).
+    theirs: a name with `{}` for the numbers of stacked axes. pattern: einops, theirs -> ours without the stacked axes,
+    as `(h k) d -> d h k`; empty where they agree. at: the numbers for each place of the stacked axis, where they are
+    not 0, 1, 2 ... (of layers that alternate between two blocks, or of ALBERT's groups).
     """
 
     ours: str | tuple[str, ...]
     theirs: str
-    how: str = ""
+    pattern: str = ""
     at: tuple[tuple[int, ...], ...] | None = None
 
     @property
@@ -60,22 +60,22 @@ class Slot:
         """A stored tensor -> path -> its part of our array. Views where the layout allows."""
         paths = self.row.paths
         sizes = _sizes(self.row, _rest(self.row, shapes))
-        y = rearrange(x, self.row.how, **_used(self.row.how, sizes)) if self.row.how else x
+        y = rearrange(x, self.row.pattern, **_used(self.row.pattern, sizes)) if self.row.pattern else x
         return {paths[0]: y} if isinstance(self.row.ours, str) else {p: y[i] for i, p in enumerate(paths)}
 
     def to_theirs(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """path -> the part at `index` of our array -> the tensor to store."""
-        how = self.row.how
+        pattern = self.row.pattern
         ys = [parts[p] for p in self.row.paths]
         y = ys[0] if isinstance(self.row.ours, str) else np.stack(ys)
-        if not how:
+        if not pattern:
             return y
-        back = " -> ".join(reversed(how.split(" -> ")))
-        sizes = dict(zip(how.split(" -> ")[1].split(), y.shape, strict=True))
+        back = " -> ".join(reversed(pattern.split(" -> ")))
+        sizes = dict(zip(pattern.split(" -> ")[1].split(), y.shape, strict=True))
         return rearrange(y, back, **_used(back, sizes))
 
 
-def plan(rows: Iterable[Map], shapes: Mapping[str, Shape]) -> dict[str, Slot]:
+def layout(rows: Iterable[Map], shapes: Mapping[str, Shape]) -> dict[str, Slot]:
     """Name of every tensor that a model of these parameter shapes has on disk -> where it goes.
 
     Raises AssertionError where the rows do not cover the parameters: a mistake in the table, not of a user.
@@ -91,7 +91,7 @@ def plan(rows: Iterable[Map], shapes: Mapping[str, Shape]) -> dict[str, Slot]:
         numbers = places if row.at is None else row.at
         assert len(numbers) == len(places), f"{row}: {len(numbers)} numbers for {len(places)} places"
         sizes = _sizes(row, rest)
-        shape = _left(row.how, sizes) if row.how else rest
+        shape = _left(row.pattern, sizes) if row.pattern else rest
         for place, number in zip(places, numbers, strict=True):
             name = row.theirs.format(*number)
             assert name not in slots, f"{name}: in two rows"
@@ -123,8 +123,8 @@ def check(stored: Mapping[str, Shape], slots: Mapping[str, Slot], aliases: Seque
 def _rest(row: Map, shapes: Mapping[str, Shape]) -> Shape:
     """The shape of our array without its stacked axes."""
     shape = shapes[row.paths[0]]
-    if row.how:
-        n = len(row.how.split(" -> ")[1].split()) - (0 if isinstance(row.ours, str) else 1)
+    if row.pattern:
+        n = len(row.pattern.split(" -> ")[1].split()) - (0 if isinstance(row.ours, str) else 1)
         return shape[len(shape) - n :]
     return shape[_n_stacked(row) :]
 
@@ -136,16 +136,16 @@ def _n_stacked(row: Map) -> int:
 
 def _sizes(row: Map, rest: Shape) -> dict[str, int]:
     """Axis name of the pattern -> size."""
-    if not row.how:
+    if not row.pattern:
         return {}
-    names = row.how.split(" -> ")[1].split()
+    names = row.pattern.split(" -> ")[1].split()
     full = rest if isinstance(row.ours, str) else (len(row.paths), *rest)
     return dict(zip(names, full, strict=True))
 
 
-def _left(how: str, sizes: Mapping[str, int]) -> Shape:
+def _left(pattern: str, sizes: Mapping[str, int]) -> Shape:
     """The stored shape, from the left side of the pattern."""
-    groups = re.findall(r"\(([^)]*)\)|(\S+)", how.split(" -> ")[0])
+    groups = re.findall(r"\(([^)]*)\)|(\S+)", pattern.split(" -> ")[0])
     return tuple(math.prod(1 if n == "1" else sizes[n] for n in (group or single).split()) for group, single in groups)
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import codec
-from lm.data import Exclude, ExcludeDocuments, ExcludeExamples, Ramp, Stage, Stream
+from lm.data import BatchPhase, BatchSchedule, Exclude, ExcludeDocuments, ExcludeExamples, Stream
 from lm.data.inspect import provenance, stats
 from lm.data.inspect.preview import Reading, names_of_ids, preview, read_batch
 from lm.data.loader.loader import make_loader
-from lm.data.stream.batches import Shape
+from lm.data.stream.batches import BatchShape
 from lm.errors import UserError
 from lm.objectives import CausalLM, MaskedLM, PrefixLM, SpanCorruption, UL2Decoder
 from tests.data.conftest import sample_texts, write_store
@@ -26,7 +26,7 @@ from tests.data.conftest import sample_texts, write_store
 V, T, B = 420, 61, 7
 MASK, CLS, SEP, SENTINEL = V, V + 1, V + 2, V + 40
 BERT = dict(mask_id=MASK, cls_id=CLS, sep_id=SEP, vocab_size=V)
-RAMP, SHAPE = Ramp((), batch_size=B, seq_len=T), Shape(B, B, T)
+RAMP, SHAPE = BatchSchedule((), batch_size=B, seq_len=T), BatchShape(B, B, T)
 SPANS = SpanCorruption(first_sentinel_id=SENTINEL, n_sentinels=30)
 CLEAN = sample_texts(23, seed=5, words=19)
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -194,9 +194,9 @@ def test_preview_refuses_steps_and_rows_that_are_none(stores, tokenizer, kw, mes
 # --- where ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["windows", "best_fit"])
-def test_the_documents_of_a_row_hold_its_tokens(stores, plan):
-    stream = stream_of(stores, plan=plan, exclude=(ExcludeExamples(ranges=((8, 11),)),))
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
+def test_the_documents_of_a_row_hold_its_tokens(stores, packing):
+    stream = stream_of(stores, packing=packing, exclude=(ExcludeExamples(ranges=((8, 11),)),))
     lines = provenance.where(stream, step=5, first=13, shape=SHAPE).splitlines()
     assert lines[0] == "batch after 5 steps (step 6 of the log), ids 13 to 19"
     assert len(lines) == 2 + B
@@ -210,12 +210,12 @@ def test_the_documents_of_a_row_hold_its_tokens(stores, plan):
         row = rows[i].tolist()
         # The eos that opens a store and padding are of no document.
         assert [t for t in row if t != 0][-len(tokens) :] == tokens
-        assert len(row) - len(tokens) <= 1 or plan == "best_fit"
+        assert len(row) - len(tokens) <= 1 or packing == "best_fit"
 
 
 def test_excluded_documents_are_said_to_be(stores):
     stream = stream_of(stores, exclude=(ExcludeDocuments(source="a", numbers=(3,)),))
-    out = provenance.where(stream, step=0, first=0, shape=Shape(60, 60, T))
+    out = provenance.where(stream, step=0, first=0, shape=BatchShape(60, 60, T))
     assert re.search(r"source a,.* 3\[\d+:\d+\] \(excluded\)", out)
     assert {d for d in re.findall(r"(\d+)\[\d+:\d+\] \(excluded\)", out)} == {"3"}
 
@@ -236,19 +236,19 @@ def test_where_says_how_to_pass_over_the_batch(stores):
     override = re.search(r'^to pass over this batch: "(data.exclude=.*)"$', out, flags=re.M)[1]
     more = codec.override(Root(data=Excluding(exclude=exclude)), override).data.exclude
     passed = stream_of(stores, exclude=more)
-    before, without = stream_of(stores, exclude=exclude), passed.plan(np.arange(40)).example
-    gone = before.plan(np.arange(B, 2 * B)).example
+    before, without = stream_of(stores, exclude=exclude), passed.locate(np.arange(40)).example
+    gone = before.locate(np.arange(B, 2 * B)).example
     assert gone.tolist() == [7, 11, 12, 13, 14, 16, 17]
-    rest = [e for e in before.plan(np.arange(40 + B)).example.tolist() if e not in gone.tolist()]
+    rest = [e for e in before.locate(np.arange(40 + B)).example.tolist() if e not in gone.tolist()]
     assert without.tolist() == rest
 
 
 def test_rows_of_a_shorter_stage_are_shown_as_pieces_of_their_examples(stores, tokenizer):
-    ramp = Ramp([Stage(until_examples=9, batch_size=3, seq_len=20)], batch_size=B, seq_len=60)
+    ramp = BatchSchedule([BatchPhase(until_examples=9, batch_size=3, seq_len=20)], batch_size=B, seq_len=60)
     stream = stream_of(stores, seq_len=60)
     out = preview(stream, tokenizer, CausalLM(), step=2, ramp=ramp, rows=7)
     assert out.startswith("batch after 2 steps (step 3 of the log), ids 6 to 8, each cut into 3 rows of 20")
-    rows = re.findall(r"^--- row (\d): piece (\d) of 3 of id (\d+),", out, flags=re.M)
+    rows = re.findall(r"^--- row (\d): part (\d) of 3 of id (\d+),", out, flags=re.M)
     assert [tuple(map(int, r)) for r in rows] == [(i, i % 3, 6 + i // 3) for i in range(7)]
     assert preview(stream, tokenizer, CausalLM(), step=3, ramp=ramp, rows=1).startswith(
         "batch after 3 steps (step 4 of the log), ids 9 to 15; rows 0 to 0"

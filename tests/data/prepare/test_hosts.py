@@ -27,11 +27,16 @@ CASES = {
     "one source": dict(weights={"a": 1.0}),
     "mixture": dict(weights={"a": 0.6, "b": 0.3, "c": 0.1}),
     "phases": dict(weights=MIXED),
-    "packed": dict(weights=None, plan="best_fit"),
+    "packed": dict(weights=None, packing="best_fit"),
     "limits": dict(weights={"a": 1.0, "b": 1.0, "c": 1.0}, epochs={"a": 0.5, "c": 1.2}, when_exhausted="hand_over"),
     "excluded": dict(weights={"a": 0.6, "b": 0.3, "c": 0.1}, exclude=EXCLUDE),
     "all": dict(
-        weights=MIXED, plan="best_fit", weigh="tokens", epochs={"c": 0.7}, when_exhausted="hand_over", exclude=EXCLUDE
+        weights=MIXED,
+        packing="best_fit",
+        weigh="tokens",
+        epochs={"c": 0.7},
+        when_exhausted="hand_over",
+        exclude=EXCLUDE,
     ),
 }
 
@@ -68,7 +73,7 @@ def test_any_number_of_hosts_reads_the_same_batches(streams, case):
     assert len(digests) == 1
     tokens, example = global_batches(streams[case], 4, 16, 8, 12)
     assert np.array_equal(tokens, streams[case].rows(8 + np.arange(192)))
-    assert np.array_equal(example, streams[case].plan(8 + np.arange(192)).example)
+    assert np.array_equal(example, streams[case].locate(8 + np.arange(192)).example)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,24 +92,24 @@ def test_a_run_killed_anywhere_goes_on_with_other_hosts_and_batches(streams, cas
         seen += saved * batch_size
     whole = np.arange(seen)
     assert np.array_equal(np.concatenate(tokens), stream.rows(whole))
-    assert np.array_equal(np.concatenate(examples), stream.plan(whole).example)
+    assert np.array_equal(np.concatenate(examples), stream.locate(whole).example)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_row_is_read_twice_in_an_epoch_nor_left_out(streams, case):
     stream = streams[case]
-    plan = stream.plan(np.arange(400))
+    located = stream.locate(np.arange(400))
     skipped = {i for a, b in ((40, 60), (128, 133)) for i in range(a, b)} if "exclude" in CASES[case] else set()
-    assert plan.example.tolist() == [i for i in range(426) if i not in skipped][:400]
+    assert located.example.tolist() == [i for i in range(426) if i not in skipped][:400]
     every = Stream(
         dict(zip(stream.names, stream.stores, strict=True)), seq_len=T, seed=3, **CASES[case] | {"exclude": ()}
-    ).plan(np.arange(int(plan.example[-1]) + 1))
+    ).locate(np.arange(int(located.example[-1]) + 1))
     for s, n in enumerate(stream.n_rows):
         mine = every.source == s
-        rows = every.epoch[mine] * n + every.window[mine]
+        rows = every.epoch[mine] * n + every.row[mine]
         assert len(np.unique(rows)) == len(rows)
         for epoch in range(int(every.epoch[mine].max(initial=0))):  # those that ended
-            assert sorted(every.window[mine & (every.epoch == epoch)].tolist()) == list(range(n))
-    assert np.array_equal(plan.window, every.window[plan.example]) and np.array_equal(
-        plan.epoch, every.epoch[plan.example]
+            assert sorted(every.row[mine & (every.epoch == epoch)].tolist()) == list(range(n))
+    assert np.array_equal(located.row, every.row[located.example]) and np.array_equal(
+        located.epoch, every.epoch[located.example]
     )

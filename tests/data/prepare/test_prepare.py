@@ -17,7 +17,7 @@ import pytest
 
 from lm.data import C4, Data, Jsonl, Length, NearDuplicates, Overlap, SentencePiece, Text, open_corpus, prepare
 from lm.data.documents.reading import Reading
-from lm.data.prepare.manifest import Plan, scan_jobs, settings
+from lm.data.prepare.manifest import Manifest, scan_jobs, settings
 from lm.data.prepare.scan import ScanJob
 from tests.data.conftest import sample_texts
 
@@ -629,8 +629,8 @@ def test_weights_need_not_add_up_to_one_for_the_tokenizers_sample(tmp_path, make
     for scale in (0.001, 0.25, 10.0):
         data = make(sources=sources, tokenizer=tokenizer, weights={"a": 3 * scale, "b": scale})
         shards = {name: [tuple(source.parts(tmp_path))] for name, source in sources.items()}
-        plan = Plan(settings=settings(data.corpus, 1), shards=shards, raw=dict.fromkeys(sources), index=None)
-        assert [job.sample_bytes for jobs in scan_jobs(data.corpus, plan).values() for job in jobs] == [750, 250]
+        manifest = Manifest(settings=settings(data.corpus, 1), shards=shards, raw=dict.fromkeys(sources), index=None)
+        assert [job.sample_bytes for jobs in scan_jobs(data.corpus, manifest).values() for job in jobs] == [750, 250]
 
 
 def test_a_finished_corpus_may_be_read_only(tmp_path, make, monkeypatch):

@@ -15,9 +15,9 @@ import pytest
 
 from lm import cli
 from lm.data import Jsonl, Length, NearDuplicates, Overlap, SentencePiece, open_corpus, prepare
-from lm.data.folder import PLAN
+from lm.data.folder import MANIFEST
 from lm.data.prepare import hosts, preparation
-from lm.data.prepare.manifest import Plan, difference, settings
+from lm.data.prepare.manifest import Manifest, difference, settings
 from lm.data.prepare.preparation import Team
 from lm.data.prepare.scan import ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
@@ -98,7 +98,7 @@ def test_any_number_of_hosts_in_any_order_writes_the_bytes_of_one(everything, tm
     assert {str(c.fingerprint) for c in corpora} == {str(one.fingerprint)}
     alone = files(tmp_path / "alone")
     assert files(tmp_path / "many") == alone and "one/train/tokens-00003.bin" in alone
-    assert not (tmp_path / "many" / PLAN).exists() and not list((tmp_path / "many").glob("*/work"))
+    assert not (tmp_path / "many" / MANIFEST).exists() and not list((tmp_path / "many").glob("*/work"))
     assert len(did) == n_jobs  # nothing was done twice
     by_host: dict = {}
     for thread, job in did:
@@ -120,15 +120,15 @@ def test_a_host_that_comes_late_ends_and_writes_nothing(everything, tmp_path):
 
 
 def plan_and_die(data):
-    """Host 0 is killed when it has written its plan."""
-    save = Plan.save
+    """Host 0 is killed when it has written its manifest."""
+    save = Manifest.save
 
     def save_and_die(self, path):
         save(self, path)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Plan, "save", save_and_die)
+        m.setattr(Manifest, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             prepare(data, progress=False, log=lambda line: None, host=0, hosts=2)
 
@@ -152,7 +152,7 @@ def test_a_host_begins_anew_when_host_0_does(everything, tmp_path):
     data = everything("corpus")
     plan_and_die(data)
     late = start(data, 1, 2)
-    n_jobs = sum(len(named) for named in Plan.load(tmp_path / "corpus").shards.values())
+    n_jobs = sum(len(named) for named in Manifest.load(tmp_path / "corpus").shards.values())
     scans = lambda: list((tmp_path / "corpus").glob("*/work/scan-*.npz"))
     wait_for(lambda: len(scans()) == n_jobs // 2)
     write_jsonl(tmp_path / "eval", sample_texts(8)[3:])
@@ -167,7 +167,7 @@ def test_a_host_with_another_config_refuses(everything, tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "PATIENCE_S", 0.3)
     data = everything("corpus")
     (tmp_path / "corpus").mkdir()
-    Plan(settings=settings(data.corpus, 2), shards={}, raw={}, index=None).save(tmp_path / "corpus")
+    Manifest(settings=settings(data.corpus, 2), shards={}, raw={}, index=None).save(tmp_path / "corpus")
     for other, n, message in (
         (everything("corpus", validation_fraction=0.3), 2, "sources.one.validation_fraction=0.3 .* got 0.1 of host 0"),
         (everything("corpus", invalid_utf8="error"), 2, "sources.one.invalid_utf8='error' .* got 'replace' of host 0"),
@@ -223,9 +223,9 @@ def test_one_and_several_hosts_wait_for_each_other(everything, tmp_path):
 def test_work_that_was_removed_because_all_is_written_is_not_done_again(everything, tmp_path, monkeypatch):
     """As seen by a host that looks whether all is written just before it is."""
     data, saved, looks, ran = everything("corpus"), [], [], []
-    save, is_finished = Plan.save, hosts.is_finished
+    save, is_finished = Manifest.save, hosts.is_finished
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Plan, "save", lambda self, path: (saved.append(self), save(self, path)))
+        m.setattr(Manifest, "save", lambda self, path: (saved.append(self), save(self, path)))
         together(data, 2)
     before = files(tmp_path / "corpus")
     saved[0].save(tmp_path / "corpus")
@@ -234,7 +234,7 @@ def test_work_that_was_removed_because_all_is_written_is_not_done_again(everythi
     monkeypatch.setattr(hosts, "is_finished", lambda data: bool(looks) and is_finished(data) or looks.append(1))
     prepare(data, progress=False, log=lambda line: None, host=1, hosts=2)
     assert ran == [] and len(looks) == 1
-    (tmp_path / "corpus" / PLAN).unlink()
+    (tmp_path / "corpus" / MANIFEST).unlink()
     assert files(tmp_path / "corpus") == before and not list((tmp_path / "corpus").glob("*/work"))
 
 

@@ -18,8 +18,8 @@ from lm import cli
 from lm.data import Jsonl, open_corpus, prepare
 from lm.data.inspect import stats
 from lm.data.sources import files as sources_files
-from lm.data.store import mirror
-from lm.data.store.mirror import cache_folder, stage_corpus
+from lm.data.store import mirror as mirror_module
+from lm.data.store.mirror import cache_folder, mirror
 from lm.data.store.splits import SPLITS
 from lm.errors import UserError
 from tests.data.conftest import sample_texts
@@ -93,7 +93,7 @@ def test_processes_of_one_host_copy_once(corpus, monkeypatch):
             copied.append(str(path))
         copy(path, *args)
 
-    monkeypatch.setattr(mirror, "copy_file", slowly)
+    monkeypatch.setattr(mirror_module, "copy_file", slowly)
     with ThreadPoolExecutor(3) as pool:
         corpora = [f.result(30) for f in [pool.submit(open_corpus, corpus, lines.append) for _ in range(3)]]
     assert len({str(c.fingerprint) for c in corpora}) == 1 and len(copied) == len(set(copied)) > 8
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_refused_and_leaves_nothing_under_its_name(corpus, far
 
 def test_a_copy_that_was_cut_off_goes_on_and_trusts_no_file_that_it_has_not_compared(corpus, monkeypatch):
     folder, lines, copied, copy = cache_folder(URL, corpus.cache), [], [], sources_files.copy_file
-    monkeypatch.setattr(mirror, "THREADS", 1)
+    monkeypatch.setattr(mirror_module, "THREADS", 1)
 
     def stops(path, *args):
         copied.append(path)
@@ -133,7 +133,7 @@ def test_a_copy_that_was_cut_off_goes_on_and_trusts_no_file_that_it_has_not_comp
         copy(path, *args)
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(mirror, "copy_file", stops)
+        m.setattr(mirror_module, "copy_file", stops)
         with pytest.raises(KeyboardInterrupt):
             open_corpus(corpus, lines.append)
     assert not list(folder.rglob("meta.json"))
@@ -172,7 +172,7 @@ def test_a_corpus_that_has_changed_is_refused_and_the_copy_stays(corpus, far):
 
 def test_a_disk_that_is_too_small_is_refused_before_it_begins(corpus, monkeypatch):
     usage = shutil._ntuple_diskusage(10**12, 10**12 - 10**4, 10**4)
-    monkeypatch.setattr(mirror.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(mirror_module.shutil, "disk_usage", lambda path: usage)
     message = r"mix-\w+: expected [\d.]+ GB of free disk for gs://.*, got 0.000 GB; make room or set data.cache"
     with pytest.raises(UserError, match=message):
         open_corpus(corpus, lambda line: None)
@@ -196,7 +196,7 @@ def test_what_is_no_prepared_corpus_says_how_to_make_one(corpus, far):
         with pytest.raises(UserError, match=f"data.path: expected a local folder to prepare a corpus in, got '{URL}'"):
             prepare(corpus, **kw)
     with pytest.raises(UserError, match="ftp://x/y: expected gs://, s3:// or az://, got ftp://"):
-        stage_corpus("ftp://x/y", STORES, cache=corpus.cache)
+        mirror("ftp://x/y", STORES, cache=corpus.cache)
     (far / "corpora/mix/more/train/meta.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(UserError, match=f"{URL}/more/train/meta.json: expected store version 1, got 99"):
         open_corpus(corpus, lambda line: None)

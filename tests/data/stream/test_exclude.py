@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lm.data import ExcludeDocuments, ExcludeExamples, Stream
 from lm.data.loader.reader import HostReader
-from lm.data.stream.exclude import Skips, merge
+from lm.data.stream.exclude import SkippedExamples, merge
 from tests.data.conftest import random_store
 
 T, EOS, PAD = 13, 1, 0
@@ -18,14 +18,14 @@ def stores(tmp_path_factory):
     return {n: random_store(folder / n, 700, seed=i) for i, n in enumerate("ab")}
 
 
-def stream(stores, *exclude, plan="windows"):
-    return Stream(stores, weights={"a": 2.0, "b": 1.0}, seq_len=T, seed=0, plan=plan, exclude=exclude)
+def stream(stores, *exclude, packing="split"):
+    return Stream(stores, weights={"a": 2.0, "b": 1.0}, seq_len=T, seed=0, packing=packing, exclude=exclude)
 
 
 @settings(max_examples=50, deadline=None)
 @given(ranges=RANGES, seen=st.integers(0, 500))
 def test_reads_are_the_examples_outside_of_the_ranges_in_order(ranges, seen):
-    skips, inside = Skips(ranges), {i for r in ranges for i in range(*r)}
+    skips, inside = SkippedExamples(ranges), {i for r in ranges for i in range(*r)}
     left = [i for i in range(900) if i not in inside]
     assert skips.example(np.arange(600)).tolist() == left[:600]
     assert [skips.reads_before(e) for e in range(0, 400, 7)] == [sum(i < e for i in left) for e in range(0, 400, 7)]
@@ -57,65 +57,63 @@ def blanked(store, tokens, offsets, numbers):
     return out
 
 
-@pytest.mark.parametrize("plan", ["windows", "best_fit"])
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_excluded_documents_are_padding_and_nothing_else_changes(stores, plan, data):
+def test_excluded_documents_are_padding_and_nothing_else_changes(stores, packing, data):
     store = stores["a"]
     numbers = data.draw(st.sets(st.integers(0, store.n_documents - 1), min_size=1, max_size=9))
     start = data.draw(st.integers(0, store.n_documents - 4))
     excluded = numbers | set(range(start, start + 3))
     exclude = ExcludeDocuments(source="a", numbers=tuple(numbers), ranges=((start, start + 3),))
-    plain, holey = stream(stores, plan=plan), stream(stores, exclude, plan=plan)
+    plain, holey = stream(stores, packing=packing), stream(stores, exclude, packing=packing)
     ids = np.arange(120)
     before, after, where = plain.rows(ids), holey.rows(ids), plain.where(ids)
     for row, old, new in zip(where, before, after, strict=True):
         if row.source == "b":
             assert np.array_equal(old, new)
             continue
-        n = sum(p.length for p in row.pieces)
-        offsets = np.concatenate(
-            [store.document_start(p.document) + p.offset + np.arange(p.length) for p in row.pieces]
-        )
+        n = sum(p.length for p in row.spans)
+        offsets = np.concatenate([store.document_start(p.document) + p.offset + np.arange(p.length) for p in row.spans])
         if n < (old != PAD).sum():
             offsets = np.concatenate([[0], offsets])
         offsets = np.concatenate([offsets, np.zeros(T + 1 - len(offsets), np.int64)])
         assert np.array_equal(new, blanked(store, old, offsets, excluded))
     for old, new in zip(where, holey.where(ids), strict=True):
-        assert [p._replace(excluded=False) for p in new.pieces] == old.pieces and new._replace(pieces=old.pieces) == old
-        assert [p.excluded for p in new.pieces] == [new.source == "a" and p.document in excluded for p in new.pieces]
+        assert [p._replace(excluded=False) for p in new.spans] == old.spans and new._replace(spans=old.spans) == old
+        assert [p.excluded for p in new.spans] == [new.source == "a" and p.document in excluded for p in new.spans]
 
 
-@pytest.mark.parametrize("plan", ["windows", "best_fit"])
-def test_a_document_after_an_excluded_one_still_has_its_separator(stores, plan):
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
+def test_a_document_after_an_excluded_one_still_has_its_separator(stores, packing):
     """It would be read as part of the one before it."""
     kept = 0
     for number in range(2, 25):
         exclude = ExcludeDocuments(source="a", ranges=((0, number),))
-        holey = stream(stores, exclude, plan=plan)
+        holey = stream(stores, exclude, packing=packing)
         ids = np.arange(60)
         for row, tokens in zip(holey.where(ids), holey.rows(ids), strict=True):
             column = 0
-            for piece in row.pieces:
-                if row.source == "a" and piece.document == number and piece.offset == 0 and column:
+            for span in row.spans:
+                if row.source == "a" and span.document == number and span.offset == 0 and column:
                     assert tokens[column - 1] == EOS and tokens[column] != PAD
-                    kept += bool(column > 1 and plan == "windows" and tokens[column - 2] == PAD)
-                column += piece.length
-    assert kept or plan == "best_fit"
+                    kept += bool(column > 1 and packing == "split" and tokens[column - 2] == PAD)
+                column += span.length
+    assert kept or packing == "best_fit"
 
 
-@pytest.mark.parametrize("plan", ["windows", "best_fit"])
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_padding_stands_for_whole_documents_or_their_parts(stores, plan, data):
+def test_padding_stands_for_whole_documents_or_their_parts(stores, packing, data):
     """What an objective relies on: before padding a document ends or the row begins, after it one opens."""
     n = stores["a"].n_documents
     numbers = data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n))
-    tokens = stream(stores, ExcludeDocuments(source="a", numbers=tuple(numbers)), plan=plan).rows(np.arange(120))
+    tokens = stream(stores, ExcludeDocuments(source="a", numbers=tuple(numbers)), packing=packing).rows(np.arange(120))
     is_padding = tokens == PAD
     assert (tokens[:, 1:][is_padding[:, :-1] & ~is_padding[:, 1:]] == EOS).all()
     assert (tokens[:, :-1][~is_padding[:, :-1] & is_padding[:, 1:]] == EOS).all()
-    without = stream(stores, plan=plan).rows(np.arange(120))
+    without = stream(stores, packing=packing).rows(np.arange(120))
     assert (tokens == without)[~is_padding].all()
 
 

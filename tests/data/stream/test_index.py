@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data.stream import index
-from lm.data.stream.index import BLOCK, VERSION, Mixture, epoch_key, mix, order_version, permute
+from lm.data.stream.index import BLOCK, VERSION, Mixture, epoch_key, fmix64, order_version, permute
 
 KEY = st.integers(0, 2**64 - 1)
 
@@ -110,7 +110,7 @@ def test_all_orders_of_a_small_range_come_up():
 def test_epochs_sources_and_seeds_differ():
     keys = {int(epoch_key(s, n, np.array([e]))[0]) for s in range(3) for n in "abc" for e in range(5)}
     assert len(keys) == 45
-    assert len(set(mix(np.arange(1000, dtype=np.uint64)).tolist())) == 1000
+    assert len(set(fmix64(np.arange(1000, dtype=np.uint64)).tolist())) == 1000
 
 
 @settings(max_examples=20, deadline=None)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import codec
-from lm.data import Data, Docstrings, ExcludeDocuments, ExcludeExamples, Phase, Ramp, Stdlib, Stream
+from lm.data import BatchSchedule, Data, Docstrings, ExcludeDocuments, ExcludeExamples, Phase, Stdlib, Stream
 from lm.data.stream.index import BLOCK, Mixture
-from lm.data.stream.mixture import Schedule, as_phases, mean_weight
+from lm.data.stream.mixture import MixtureSchedule, as_phases, mean_weight
 from lm.errors import UserError
 from tests.data.conftest import random_store, write_store
 
@@ -40,7 +40,7 @@ def test_sources_go_on_across_phases(data):
     ends = sorted(data.draw(st.sets(st.integers(1, 3000), min_size=n_phases - 1, max_size=n_phases - 1)))
     weight = st.dictionaries(st.sampled_from(NAMES), st.floats(0.05, 1), min_size=1)
     weights = [data.draw(weight) for _ in range(n_phases)]
-    schedule = Schedule(NAMES, phases(*zip([*ends, None], weights, strict=True)), {}, hand_over=False)
+    schedule = MixtureSchedule(NAMES, phases(*zip([*ends, None], weights, strict=True)), {}, hand_over=False)
     source, drawn = schedule(np.arange(4000))
     assert list(zip(source.tolist(), drawn.tolist(), strict=True)) == one_at_a_time(
         NAMES, list(zip([0, *ends], weights, strict=True)), 4000
@@ -52,7 +52,7 @@ def test_sources_go_on_across_phases(data):
 
 def test_a_phase_longer_than_a_block_ends_with_the_right_counts():
     end = 3 * BLOCK + 12345
-    schedule = Schedule(NAMES, phases((end, {"a": 1, "b": 3}), (None, {"a": 1, "c": 1})), {}, hand_over=False)
+    schedule = MixtureSchedule(NAMES, phases((end, {"a": 1, "b": 3}), (None, {"a": 1, "c": 1})), {}, hand_over=False)
     source, drawn = schedule(np.arange(end + 10))
     for s in (A, B):
         mine = drawn[source == s]
@@ -63,9 +63,9 @@ def test_a_phase_longer_than_a_block_ends_with_the_right_counts():
 def test_phases_of_equal_weights_deal_as_if_there_were_none_in_sum():
     """The pattern starts anew, the counters do not."""
     weights = {"a": 0.5, "b": 0.3, "c": 0.2}
-    split = Schedule(NAMES, phases((777, weights), (None, weights)), {}, hand_over=False)
+    split = MixtureSchedule(NAMES, phases((777, weights), (None, weights)), {}, hand_over=False)
     source, drawn = split(np.arange(2000))
-    plain, _ = Schedule(NAMES, phases((None, weights)), {}, hand_over=False)(np.arange(2000))
+    plain, _ = MixtureSchedule(NAMES, phases((None, weights)), {}, hand_over=False)(np.arange(2000))
     assert np.array_equal(source[:777], plain[:777])
     assert [abs(int((source == s).sum() - (plain == s).sum())) <= 2 for s in range(3)] == [True] * 3
     assert all(np.array_equal(drawn[source == s], np.arange((source == s).sum())) for s in range(3))
@@ -79,7 +79,7 @@ def test_phases_of_equal_weights_deal_as_if_there_were_none_in_sum():
 )
 def test_a_source_at_its_limit_hands_over_and_gives_no_more(weights, limits, cut):
     named = dict(zip(NAMES, weights, strict=True))
-    schedule = Schedule(NAMES, phases((cut, named), (None, named)), limits, hand_over=True)
+    schedule = MixtureSchedule(NAMES, phases((cut, named), (None, named)), limits, hand_over=True)
     n = 2000 if schedule.end is None else schedule.end
     source, drawn = schedule(np.arange(n))
     for s, name in enumerate(NAMES):
@@ -97,7 +97,7 @@ def test_a_source_at_its_limit_hands_over_and_gives_no_more(weights, limits, cut
 
 def test_the_others_share_what_a_source_leaves_by_their_weights():
     weights = {"a": 0.5, "b": 0.3, "c": 0.2}
-    schedule = Schedule(NAMES, phases((None, weights)), {"a": 100}, hand_over=True)
+    schedule = MixtureSchedule(NAMES, phases((None, weights)), {"a": 100}, hand_over=True)
     out = schedule.out["a"]
     source, _ = schedule(np.arange(out + 5000))
     assert (source[:out] == A).sum() == 100 and abs(out - 200) <= 2
@@ -106,8 +106,8 @@ def test_the_others_share_what_a_source_leaves_by_their_weights():
 
 def test_without_handing_over_nothing_changes_but_the_end_is_known():
     weights = {"a": 0.5, "b": 0.3, "c": 0.2}
-    free = Schedule(NAMES, phases((None, weights)), {}, hand_over=False)
-    limited = Schedule(NAMES, phases((None, weights)), {"a": 100, "c": 90}, hand_over=False)
+    free = MixtureSchedule(NAMES, phases((None, weights)), {}, hand_over=False)
+    limited = MixtureSchedule(NAMES, phases((None, weights)), {"a": 100, "c": 90}, hand_over=False)
     source, drawn = limited(np.arange(1000))
     assert np.array_equal(source, free(np.arange(1000))[0])
     for s, name in ((A, "a"), (C, "c")):
@@ -128,7 +128,7 @@ def test_epochs_are_the_number_as_it_is_written(tmp_path, epochs, rows):
 def test_a_run_is_told_in_which_step_its_text_ends(tmp_path):
     stores = {n: write_store(tmp_path / n, [[[5] * 12] * k]) for n, k in (("a", 100), ("b", 40))}
     kw = dict(weights={"a": 1.0, "b": 1.0}, seq_len=T, seed=0)
-    ramp = Ramp((), batch_size=8, seq_len=T)
+    ramp = BatchSchedule((), batch_size=8, seq_len=T)
     enough = dict(step=0, examples_seen=0, ramp=ramp)
     limited = Stream(stores, **kw, epochs={"b": 1.5})  # 60 rows, every other one: examples 0..119
     assert limited.exhausted(120) == {} and list(limited.exhausted(122)) == ["b"]
@@ -148,7 +148,7 @@ def test_a_run_is_told_in_which_step_its_text_ends(tmp_path):
     both.check_epochs(steps=20, **enough)
     with pytest.raises(ValueError, match=r"data.epochs\['a'\]: .* end in step 21; .*; no other source has more"):
         both.check_epochs(steps=21, **enough)
-    assert both.plan(np.arange(160)).epoch[both.plan(np.arange(160)).source == 0].max() == 0
+    assert both.locate(np.arange(160)).epoch[both.locate(np.arange(160)).source == 0].max() == 0
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_the_fields_travel_through_json_and_the_command_line():
         tokenizer="some.model",
         weights=phases((100, {"a": 1.0}), (None, {"a": 1.0, "b": 2.0})),
         weigh="tokens",
-        plan="best_fit",
+        packing="best_fit",
         epochs={"b": 1.5},
         when_exhausted="hand_over",
         exclude=(ExcludeExamples(ranges=((3, 5),)), ExcludeDocuments(source="a", numbers=(1,))),
@@ -241,7 +241,7 @@ def test_the_fields_travel_through_json_and_the_command_line():
         "weights=[Phase(until_examples=3, weights={'a': 1, 'b': 1})]": "data.weights: expected phases of rising",
         "epochs={'c': 1.0}": "data.epochs: expected positive numbers for some of",
         "exclude=[ExcludeDocuments(source=c, numbers=[3])]": "data.exclude: expected a source of .* got 'c'",
-        "plan=packed": "plan: expected one of 'windows', 'best_fit', got 'packed'",
+        "packing=packed": "packing: expected one of 'split', 'best_fit', got 'packed'",
     }.items():
         with pytest.raises(ValueError, match=message):
             codec.override(data, change)
@@ -251,11 +251,11 @@ def test_a_source_that_handed_over_in_one_phase_ends_the_run_in_another_that_has
     stores = {n: random_store(tmp_path / n, 400, seed=i) for i, n in enumerate("ab")}
     phases = (Phase(until_examples=100, weights={"a": 1.0, "b": 1.0}), Phase(weights={"b": 1.0}))
     limited = Stream(stores, weights=phases, seq_len=10, seed=0, epochs={"b": 1.0}, when_exhausted="hand_over")
-    ramp = Ramp((), batch_size=8, seq_len=10)
+    ramp = BatchSchedule((), batch_size=8, seq_len=10)
     limited.check_epochs(step=0, examples_seen=0, steps=12, ramp=ramp)
     with pytest.raises(UserError, match="'b'.*end in step 13"):
         limited.check_epochs(step=0, examples_seen=0, steps=50, ramp=ramp)
-    p = limited.plan(np.arange(100))
+    p = limited.locate(np.arange(100))
     assert set(p.epoch[p.source == 1].tolist()) == {0}
 
 

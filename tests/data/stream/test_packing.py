@@ -65,14 +65,14 @@ def test_every_token_is_a_target_once_and_what_fits_is_whole(tmp_path_factory, s
             if token == EOS:
                 whole.append(tuple(row[begin : i + 1]))
                 begin = i + 1
-        if begin < len(row):  # goes on in another row, so it is as long as a piece can be
+        if begin < len(row):  # goes on in another row, so it is as long as a chunk can be
             assert len(row) == seq_len + 1 and begin == 1
     assert sorted(found) == sorted(store.read(1, store.n_tokens).tolist())
     for text in texts:
         if len(text) <= seq_len:
             assert text in whole
             whole.remove(text)
-        else:  # the last piece of it
+        else:  # the last chunk of it
             assert text[(len(text) - 1) // seq_len * seq_len :] in whole
             whole.remove(text[(len(text) - 1) // seq_len * seq_len :])
     assert not whole
@@ -88,15 +88,15 @@ def test_a_row_that_goes_on_with_a_document_reads_the_token_before(tmp_path):
 
 
 def test_pieces_are_cut_as_one_would():
-    pieces = cut(np.array([1, 6, 7, 17, 30]), 5)
-    assert pieces.start.tolist() == [1, 6, 7, 12, 17, 22, 27]
-    assert pieces.length.tolist() == [5, 1, 5, 5, 5, 5, 3]
-    assert pieces.rest.tolist() == [False, False, False, True, False, True, True]
+    chunks = cut(np.array([1, 6, 7, 17, 30]), 5)
+    assert chunks.start.tolist() == [1, 6, 7, 12, 17, 22, 27]
+    assert chunks.length.tolist() == [5, 1, 5, 5, 5, 5, 3]
+    assert chunks.rest.tolist() == [False, False, False, True, False, True, True]
 
 
 def test_an_epoch_of_the_stream_is_every_packed_row_once(tmp_path):
     store = random_store(tmp_path, 900)
-    stream = Stream({"a": store}, weights=None, seq_len=T, seed=0, plan="best_fit", pad_id=PAD)
+    stream = Stream({"a": store}, weights=None, seq_len=T, seed=0, packing="best_fit", pad_id=PAD)
     rows = all_rows(Packing(store, T))
     n = len(rows)
     for epoch in range(2):
@@ -108,10 +108,10 @@ def test_an_epoch_of_the_stream_is_every_packed_row_once(tmp_path):
 
 def test_where_finds_the_tokens_of_packed_rows(tmp_path):
     store = random_store(tmp_path, 900)
-    stream = Stream({"a": store}, weights=None, seq_len=T, seed=0, plan="best_fit")
+    stream = Stream({"a": store}, weights=None, seq_len=T, seed=0, packing="best_fit")
     ids = np.arange(stream.n_rows[0])
     for row, tokens in zip(stream.where(ids), stream.rows(ids), strict=True):
-        parts = [store.document(p.document)[p.offset : p.offset + p.length] for p in row.pieces]
+        parts = [store.document(p.document)[p.offset : p.offset + p.length] for p in row.spans]
         text = np.concatenate(parts)
         opening = [EOS] if len(text) < (tokens != PAD).sum() else []  # the store's first token is of no document
         assert np.array_equal(np.concatenate([opening, text]), tokens[tokens != PAD])
@@ -138,13 +138,13 @@ def test_a_store_without_documents_is_said(tmp_path):
         Packing(write_store(tmp_path, [[], []]), T)
 
 
-def test_a_plan_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+def test_packed_rows_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
     store = random_store(tmp_path, 300)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match="expected to write the plan .* got No space left on device; make"):
+    with pytest.raises(ValueError, match="expected to write the packed rows .* got No space left on device; make"):
         Packing(store, T)
     assert not list(store.path.glob("*pack*")) and not list(store.path.glob(".*pack*"))
 
@@ -154,12 +154,12 @@ def test_weights_by_tokens_hold_where_rows_are_not_full(tmp_path):
         "full": write_store(tmp_path / "full", [[[5] * (T - 1)] * 90]),
         "loose": write_store(tmp_path / "loose", [[[6] * 7] * 60]),  # one of 8 tokens a row
     }
-    kw = dict(seq_len=T, seed=0, plan="best_fit", weights={"full": 1.0, "loose": 1.0})
+    kw = dict(seq_len=T, seed=0, packing="best_fit", weights={"full": 1.0, "loose": 1.0})
     count = lambda s: [int((s.rows(np.arange(4000))[:, 1:] == t).any(1).sum()) for t in (5, 6)]
     tokens = lambda s: [int(x) for x in [((s.rows(np.arange(4000))[:, 0:] == t).sum()) for t in (5, 6)]]
     assert count(Stream(stores, **kw)) == [2000, 2000]
     by_tokens = Stream(stores, **kw, weigh="tokens")
     a, b = count(by_tokens)
     assert abs(a * T - b * 8) <= 2 * T and tokens(by_tokens) == [a * (T - 1), b * 7]
-    ends = Stream(stores, **kw | {"weights": None}).plan(np.arange(150))
+    ends = Stream(stores, **kw | {"weights": None}).locate(np.arange(150))
     assert ends.epoch.max() == 0 and Stream(stores, **kw | {"weights": None}).n_rows == [90, 60]

@@ -25,10 +25,10 @@ def test_an_epoch_holds_every_window_once_and_every_token_as_a_target(stores):
     for epoch in range(2):
         rows = s.rows(np.arange(epoch * n, (epoch + 1) * n))
         assert rows.shape == (n, T + 1) and rows.dtype == np.int32
-        order = s.plan(np.arange(epoch * n, (epoch + 1) * n)).window
+        order = s.locate(np.arange(epoch * n, (epoch + 1) * n)).row
         assert np.array_equal(np.concatenate(rows[np.argsort(order)][:, 1:]), flat[1 : n * T + 1])
         assert np.array_equal(rows[np.argsort(order)][:, 0], flat[: n * T : T])
-    assert not np.array_equal(s.plan(np.arange(n)).window, s.plan(np.arange(n, 2 * n)).window)
+    assert not np.array_equal(s.locate(np.arange(n)).row, s.locate(np.arange(n, 2 * n)).row)
 
 
 def test_rows_are_a_function_of_ids_alone(stores):
@@ -45,15 +45,15 @@ def test_seed_and_new_sources_do_what_they_should(stores):
     ids = np.arange(50)
     one, two = stream({"a": stores["a"]}), stream({"a": stores["a"], "b": stores["b"]})
     assert not np.array_equal(one.rows(ids), stream({"a": stores["a"]}, seed=1).rows(ids))
-    mixed = two.plan(np.arange(80))
-    assert mixed.window[mixed.source == 0].tolist() == one.plan(np.arange((mixed.source == 0).sum())).window.tolist()
+    mixed = two.locate(np.arange(80))
+    assert mixed.row[mixed.source == 0].tolist() == one.locate(np.arange((mixed.source == 0).sum())).row.tolist()
 
 
 def test_default_weights_end_all_epochs_together(stores):
-    plan = stream(stores).plan(np.arange(2000))
+    located = stream(stores).locate(np.arange(2000))
     for s, store in enumerate(stores.values()):
         share = store.n_tokens / sum(x.n_tokens for x in stores.values())
-        assert abs((plan.source == s).sum() - 2000 * share) <= 2
+        assert abs((located.source == s).sum() - 2000 * share) <= 2
 
 
 def test_where_finds_the_tokens_of_each_row(stores):
@@ -61,10 +61,10 @@ def test_where_finds_the_tokens_of_each_row(stores):
     ids = np.array([0, 5, 777, 10**7])
     for row, tokens in zip(s.where(ids), s.rows(ids), strict=True):
         store = stores[row.source]
-        parts = [store.document(p.document)[p.offset : p.offset + p.length] for p in row.pieces]
-        opening = [[1]] if row.window == 0 else []
+        parts = [store.document(p.document)[p.offset : p.offset + p.length] for p in row.spans]
+        opening = [[1]] if row.row == 0 else []
         assert np.array_equal(np.concatenate(opening + parts), tokens)
-        assert all(p.length > 0 for p in row.pieces)
+        assert all(p.length > 0 for p in row.spans)
 
 
 def test_fingerprint_tells_what_changed(stores):
@@ -96,6 +96,6 @@ def test_refuses_what_cannot_be_streamed(stores, tmp_path):
 
 def test_a_store_smaller_than_a_block_repeats_in_epochs(tmp_path):
     s = stream({"a": write_store(tmp_path, [[list(range(3, 42))]])})  # 41 tokens, 3 windows
-    plan = s.plan(np.arange(300))
-    assert np.array_equal(np.sort(plan.window.reshape(100, 3), 1), np.tile(np.arange(3), (100, 1)))
-    assert np.array_equal(plan.epoch, np.repeat(np.arange(100), 3))
+    located = s.locate(np.arange(300))
+    assert np.array_equal(np.sort(located.row.reshape(100, 3), 1), np.tile(np.arange(3), (100, 1)))
+    assert np.array_equal(located.epoch, np.repeat(np.arange(100), 3))

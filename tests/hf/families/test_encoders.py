@@ -17,8 +17,19 @@ from lm.hf.families.bert import BERT_FAMILY
 from lm.hf.families.family import TASKS, Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.roberta import ROBERTA_FAMILY
-from lm.hf.families.table import check, plan
-from lm.models import Albert, Bert, Model, Roberta, SequenceLabels, Spans, Task, TokenLabels, Words, WordsAndPair
+from lm.hf.families.table import check, layout
+from lm.models import (
+    Albert,
+    Bert,
+    LanguageModeling,
+    MaskedLMAndPair,
+    Model,
+    QuestionAnswering,
+    Roberta,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 from lm.models.base import abstract
 from lm.models.tasks import Labels
 from lm.nn.param import paths
@@ -44,7 +55,7 @@ def fields(config, stored=None) -> Fields:
 def tensors(family: Family, model: Model) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what a folder holds."""
     shapes = {path: tuple(p.shape) for path, p in paths(abstract(model).params).items()}
-    return {name: slot.shape for name, slot in plan(family.table(model), shapes).items()}
+    return {name: slot.shape for name, slot in layout(family.table(model), shapes).items()}
 
 
 def task(ending: str) -> Task:
@@ -78,7 +89,7 @@ def test_every_task_has_a_row_for_each_parameter(family, model):
 def test_fields_that_are_not_there_have_the_defaults_of_transformers(family, name):
     transformers = pytest.importorskip("transformers")
     full = fields(getattr(transformers, f"{name}Config")().to_dict())
-    assert family.read(fields({}), Words()) == family.read(full, Words())
+    assert family.read(fields({}), LanguageModeling()) == family.read(full, LanguageModeling())
     full.done()
 
 
@@ -116,7 +127,7 @@ def test_fields_that_are_not_there_have_the_defaults_of_transformers(family, nam
 )
 def test_fields_of_the_first_releases_are_read_over(family, config):
     f = fields(config)
-    assert family.read(f, Words()) == family.read(fields({}), Words())
+    assert family.read(f, LanguageModeling()) == family.read(fields({}), LanguageModeling())
     f.done()
 
 
@@ -134,7 +145,7 @@ def test_fields_of_the_first_releases_are_read_over(family, config):
 def test_a_field_that_changes_the_numbers_is_refused(family, model, field, value, message):
     f = fields(family.write(model) | {field: value})
     with pytest.raises(UserError, match=message):
-        family.read(f, Words())
+        family.read(f, LanguageModeling())
         f.done()
 
 
@@ -142,7 +153,7 @@ def test_albert_stores_a_layer_under_its_group_and_its_place_in_it():
     rng = np.random.default_rng(0)
     family, model = MODELS[2]
     shapes = {path: tuple(p.shape) for path, p in paths(abstract(model).params).items()}
-    slots = plan(family.table(model), shapes)
+    slots = layout(family.table(model), shapes)
     ours = {"layers.attn.q": rng.normal(size=shapes["layers.attn.q"])}
     for group, inner in ((0, 0), (0, 2), (1, 0), (1, 2)):
         name = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}.attention.query.weight"
@@ -158,7 +169,7 @@ def test_older_spellings_are_read_as_todays(family, model, parts):
     for ending, today in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         assert family.rename(f"{parts}.x.{ending}") == f"{kind}.{parts}.x.{today}"
         assert family.rename(f"{kind}.{parts}.x.{ending}") == f"{kind}.{parts}.x.{today}"
-    for task_ in (Words(), SequenceLabels(n_labels=5)):
+    for task_ in (LanguageModeling(), SequenceClassification(n_labels=5)):
         for name in tensors(family, dataclasses.replace(model, task=task_)):
             assert family.rename(name) == name
 
@@ -178,7 +189,7 @@ def test_a_tied_head_has_the_bias_and_an_untied_one_the_decoder(family, model):
     assert tensors(family, tied).keys() - tensors(family, own).keys() == {bias}
     assert {(a.theirs, a.of) for a in family.aliases(tied)} == {(f"{decoder}.weight", embed), (f"{decoder}.bias", bias)}
     assert family.unused(own) == {bias: (53,)} and not family.unused(tied)
-    for other in (TokenLabels(n_labels=5), Spans()):
+    for other in (TokenClassification(n_labels=5), QuestionAnswering()):
         model = dataclasses.replace(own, task=other)
         assert not family.aliases(model) and not family.unused(model)
 
@@ -189,18 +200,18 @@ def test_a_decoder_that_differs_from_the_embedding_is_a_head_of_its_own(family, 
     config = family.write(dataclasses.replace(model, tied=True))
     table = np.arange(6.0).reshape(3, 2)
     same, other = ({embed: table, f"{decoder}.weight": table + i} for i in (0, 1))
-    assert family.read(fields(config, same), Words()).tied
-    assert not family.read(fields(config, other), Words()).tied
+    assert family.read(fields(config, same), LanguageModeling()).tied
+    assert not family.read(fields(config, other), LanguageModeling()).tied
 
 
 @pytest.mark.parametrize("family, model", [MODELS[0], MODELS[2]], ids=["bert", "albert"])
 def test_files_of_pretraining_serve_the_class_for_masked_words(family, model):
     """As the published ones: their config.json names the one, their tensors are of the other."""
-    stored = tensors(family, dataclasses.replace(model, task=WordsAndPair()))
-    words = dataclasses.replace(model, task=Words())
+    stored = tensors(family, dataclasses.replace(model, task=MaskedLMAndPair()))
+    words = dataclasses.replace(model, task=LanguageModeling())
     assert stored.keys() - tensors(family, words).keys() == set(family.spare(words))
-    assert not family.spare(dataclasses.replace(model, task=WordsAndPair()))
-    assert set(family.spare(dataclasses.replace(model, task=Spans()))) < set(family.spare(words))
+    assert not family.spare(dataclasses.replace(model, task=MaskedLMAndPair()))
+    assert set(family.spare(dataclasses.replace(model, task=QuestionAnswering()))) < set(family.spare(words))
 
 
 def test_a_folder_in_the_oldest_spelling_computes_the_same(tmp_path):
@@ -209,7 +220,7 @@ def test_a_folder_in_the_oldest_spelling_computes_the_same(tmp_path):
     rng = np.random.default_rng(0)
     family, model = MODELS[0]
     model = dataclasses.replace(model, tied=True)
-    full = tensors(family, dataclasses.replace(model, task=WordsAndPair()))
+    full = tensors(family, dataclasses.replace(model, task=MaskedLMAndPair()))
     today = {name: rng.normal(size=shape).astype(np.float32) for name, shape in full.items()}
 
     def older(name: str) -> str:
@@ -239,7 +250,7 @@ def test_a_folder_in_the_oldest_spelling_computes_the_same(tmp_path):
 def test_a_head_that_is_missing_is_named():
     family, model = MODELS[0]
     shapes = {path: tuple(p.shape) for path, p in paths(abstract(model).params).items()}
-    slots = plan(family.table(model), shapes)
+    slots = layout(family.table(model), shapes)
     stored = {name: slot.shape for name, slot in slots.items() if not name.startswith("cls.")}
     with pytest.raises(UserError, match=r"x: cls.predictions.decoder.bias: missing, .*without the head"):
         check(stored, slots, (), "x")

@@ -14,24 +14,40 @@ from lm.hf.families.family import Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.marian import MARIAN_FAMILY
 from lm.hf.families.t5 import T5_FAMILY
-from lm.hf.families.table import plan
-from lm.models import T5, Bart, MBart, Model, SequenceLabels, Spans, TokenLabels, Transformer, Words
+from lm.hf.families.table import layout
+from lm.models import (
+    T5,
+    Bart,
+    LanguageModeling,
+    MBart,
+    Model,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+    Transformer,
+)
 from lm.models.base import abstract
 from lm.nn.param import paths
 
 SIZES = dict(vocab_size=53, d_model=12, n_layers=3, n_encoder_layers=2, n_heads=3, d_ff=17)
 SIDES = dict(**SIZES, n_encoder_heads=2, encoder_d_ff=19, pad_id=7)
 T5_SIZES = dict(**SIZES, head_dim=5, relative_buckets=8, relative_max_distance=20)
-LABELS, TOKENS = SequenceLabels(n_labels=5), TokenLabels(n_labels=5)
+LABELS, TOKENS = SequenceClassification(n_labels=5), TokenClassification(n_labels=5)
 MODELS: list[tuple[Family, Model]] = [
     (MARIAN_FAMILY, Transformer(**SIDES, activation="silu", logits_bias=True)),
     (MARIAN_FAMILY, Transformer(**SIDES, target_vocab_size=47, tied=False)),
     (MARIAN_FAMILY, Transformer(**SIDES, target_vocab_size=47)),
-    *((BART_FAMILY, Bart(**SIDES, max_positions=13, task=task)) for task in (Words(), LABELS, Spans())),
+    *(
+        (BART_FAMILY, Bart(**SIDES, max_positions=13, task=task))
+        for task in (LanguageModeling(), LABELS, QuestionAnswering())
+    ),
     (BART_FAMILY, Bart(**SIDES, max_positions=13, activation_dropout=0.25, attention_dropout=0.125)),
     (BART_FAMILY, Bart(**SIDES, target_vocab_size=53, tied=False)),
-    *((MBART_FAMILY, MBart(**SIDES, max_positions=13, task=task)) for task in (Words(), LABELS, Spans())),
-    *((T5_FAMILY, T5(**T5_SIZES, task=task)) for task in (Words(), LABELS, TOKENS, Spans())),
+    *(
+        (MBART_FAMILY, MBart(**SIDES, max_positions=13, task=task))
+        for task in (LanguageModeling(), LABELS, QuestionAnswering())
+    ),
+    *((T5_FAMILY, T5(**T5_SIZES, task=task)) for task in (LanguageModeling(), LABELS, TOKENS, QuestionAnswering())),
     (T5_FAMILY, T5(**T5_SIZES, gated=True, activation="gelu_tanh", tied=False, scale_output=False)),
     (T5_FAMILY, T5(**T5_SIZES, gated=True, activation="gelu", scale_output=False)),
     (T5_FAMILY, T5(**T5_SIZES, gated=True, activation="silu", tied=False)),
@@ -48,12 +64,12 @@ def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
 def stored_of(family: Family, model: Model) -> dict[str, np.ndarray]:
     """Random tensors under the names of a folder."""
     rng = np.random.default_rng(0)
-    slots = plan(family.table(model), shapes_of(model))
+    slots = layout(family.table(model), shapes_of(model))
     shapes = {name: slot.shape for name, slot in slots.items()} | dict(family.unused(model))
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def read(family: Family, config: dict, stored=None, task=Words()) -> Model:  # noqa: B008, frozen
+def read(family: Family, config: dict, stored=None, task=LanguageModeling()) -> Model:  # noqa: B008, frozen
     fields = Fields({"model_type": family.model_types[0], **config}, "config.json", stored or {})
     model = family.read(fields, task)
     fields.done()
@@ -68,7 +84,7 @@ def test_a_config_that_is_written_reads_as_the_same_model(family, model):
 @pytest.mark.parametrize("family, model", MODELS)
 def test_tensors_go_to_parameters_and_back(family, model):
     stored, shapes = stored_of(family, model), shapes_of(model)
-    slots = plan(family.table(model), shapes)
+    slots = layout(family.table(model), shapes)
     flat = {path: np.full(shape, np.nan, np.float32) for path, shape in shapes.items()}
     for name, slot in slots.items():
         for path, part in slot.to_ours(stored[name], shapes).items():
@@ -159,13 +175,13 @@ def test_leftovers_of_old_files_are_ignored(family, name):
     assert any(re.fullmatch(pattern, family.rename(name)) for pattern in family.ignore)
     for _, model in MODELS:
         if type(model) is type(next(m for f, m in MODELS if f is family)):
-            names = plan(family.table(model), shapes_of(model))
+            names = layout(family.table(model), shapes_of(model))
             assert not any(re.fullmatch(pattern, n) for pattern in family.ignore for n in names)
 
 
 @pytest.mark.parametrize("family, model", MODELS)
 def test_names_of_today_are_left_and_those_of_the_bare_model_get_its_prefix(family, model):
-    for name in plan(family.table(model), shapes_of(model)):
+    for name in layout(family.table(model), shapes_of(model)):
         assert family.rename(name) == name
         if family is not T5_FAMILY and name.startswith("model."):
             assert family.rename(name.removeprefix("model.")) == name
@@ -173,7 +189,7 @@ def test_names_of_today_are_left_and_those_of_the_bare_model_get_its_prefix(fami
 
 @pytest.mark.parametrize("family, model", MODELS)
 def test_tied_copies_are_of_tensors_that_are_there(family, model):
-    names = plan(family.table(model), shapes_of(model))
+    names = layout(family.table(model), shapes_of(model))
     for alias in family.aliases(model):
         assert alias.of in names and alias.theirs not in names
 

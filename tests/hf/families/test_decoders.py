@@ -18,8 +18,21 @@ from lm.errors import UserError
 from lm.hf.families import known
 from lm.hf.families.fields import Fields
 from lm.hf.families.moe import QWEN3_MOE_FAMILY
-from lm.hf.families.table import plan
-from lm.models import OPT, Gemma, Gemma2, Gemma3, GPTNeo, GPTNeoX, Mistral, Mixtral, Qwen2, Qwen3, Qwen3Moe, Words
+from lm.hf.families.table import layout
+from lm.models import (
+    OPT,
+    Gemma,
+    Gemma2,
+    Gemma3,
+    GPTNeo,
+    GPTNeoX,
+    LanguageModeling,
+    Mistral,
+    Mixtral,
+    Qwen2,
+    Qwen3,
+    Qwen3Moe,
+)
 from lm.models.base import abstract
 from lm.models.cost import count, count_active
 from lm.nn.param import paths
@@ -28,14 +41,14 @@ from lm.nn.rope import LinearScaling
 from tests.models.reference import random_params
 from tests.tolerances import assert_close
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def read(config: dict):
     """The model that a config.json says, every field of it accounted for."""
     family = next(f for f in known.FAMILIES.values() if config["model_type"] in f.model_types)
     fields = Fields(config, "config.json", {})
-    model = family.read(fields, Words())
+    model = family.read(fields, LanguageModeling())
     fields.done()
     return model
 
@@ -198,7 +211,7 @@ def test_each_layout_holds_every_parameter_once(name):
     params = paths(random_params(model))
     shapes = {path: x.shape for path, x in params.items()}
     for rows in (family.table, *family.other_tables):
-        slots = plan(rows(model), shapes)
+        slots = layout(rows(model), shapes)
         assert sum(np.prod(slot.shape) for slot in slots.values()) == sum(x.size for x in params.values())
         again = {path: np.full(shape, np.nan) for path, shape in shapes.items()}
         for slot in slots.values():
@@ -215,7 +228,7 @@ def test_fused_experts_are_the_single_ones_stacked():
     shapes = {path: x.shape for path, x in params.items()}
     single, fused = (
         {name: slot.to_theirs({p: params[p][slot.index] for p in slot.row.paths}) for name, slot in slots.items()}
-        for slots in (plan(rows(model), shapes) for rows in (QWEN3_MOE_FAMILY.table, *QWEN3_MOE_FAMILY.other_tables))
+        for slots in (layout(rows(model), shapes) for rows in (QWEN3_MOE_FAMILY.table, *QWEN3_MOE_FAMILY.other_tables))
     )
     for layer in (0, 2):
         at = f"model.layers.{layer}.mlp.experts"
@@ -232,7 +245,7 @@ def test_neox_stores_q_k_and_v_side_by_side_within_each_head():
     model = MODELS["gpt_neox"]
     params = paths(random_params(model))
     family, _ = known.of_model(model)
-    slot = plan(family.table(model), {p: x.shape for p, x in params.items()})[
+    slot = layout(family.table(model), {p: x.shape for p, x in params.items()})[
         "gpt_neox.layers.1.attention.query_key_value.weight"
     ]
     stored = slot.to_theirs({p: params[p][slot.index] for p in slot.row.paths})

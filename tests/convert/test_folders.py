@@ -24,7 +24,7 @@ from lm.data import Stream, Tokenizer, open_corpus
 from lm.errors import UserError
 from lm.hf import weights
 from lm.mesh import Mesh
-from lm.models import GPT2, T5, Bart, Bert, Llama, Mixtral, Transformer, WordsAndPair
+from lm.models import GPT2, T5, Bart, Bert, Llama, MaskedLMAndPair, Mixtral, Transformer
 from lm.nn.param import paths
 from lm.objectives import CausalLM, Denoising, MaskedLM, Seq2Seq, SpanCorruption
 from lm.optim import AdamW
@@ -363,7 +363,7 @@ def test_a_run_without_a_tokenizer_says_so_where_it_needs_one(folder, tmp_path, 
     convert.import_hf(folder("t5"), tmp_path / "t5")
     assert "had no tokenizer" in refusal(capsys, "generate", tmp_path / "t5", "x")
     convert.import_hf(folder("bert"), tmp_path / "bert")
-    message = "expected a decoder or an encoder-decoder of words, got Bert for WordsAndPair; it writes no text"
+    message = "expected a decoder or an encoder-decoder of words, got Bert for MaskedLMAndPair; it writes no text"
     assert message in refusal(capsys, "generate", tmp_path / "bert", "x")
 
 
@@ -379,7 +379,7 @@ TRAINED = {
         CausalLM(router_balance=0.03),
     ),
     "BertForPreTraining": (
-        Bert(**SMALL, max_positions=32, task=WordsAndPair()),
+        Bert(**SMALL, max_positions=32, task=MaskedLMAndPair()),
         MaskedLM(mask_id=V, cls_id=V + 1, sep_id=V + 2, vocab_size=V),
     ),
     "BertForMaskedLM": (
