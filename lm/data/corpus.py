@@ -64,12 +64,12 @@ class Corpus:
 
 def open_corpus(data: Data, log: Log = print) -> Corpus:
     """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings; and as
-    `mirror` for one in an object store. log: of what is copied from there."""
+    `mirror` for one in an object store. log: is told of copies from there."""
     return Corpus.open(data.corpus, log)
 
 
 def check_tokenizer(spec: CorpusSpec, tokenizer: Tokenizer, path: Path) -> None:
-    """UserError where the tokenizer of a corpus, which lies at `path`, is not the one that the config says."""
+    """Raises UserError where the tokenizer of a corpus, which lies at `path`, is not the one that the config says."""
     if isinstance(spec.tokenizer, str):
         if exists(spec.tokenizer) and (wanted := open_tokenizer(spec.tokenizer).fingerprint) != tokenizer.fingerprint:
             raise UserError(

@@ -67,6 +67,6 @@ class CorpusFolder(NamedTuple):
         return self.path / name / "report.json"
 
     def signatures(self, name: str) -> Path:
-        """Those of a source's documents that are no exact duplicates, near-duplicates included: a source that is added
-        later is compared with them."""
+        """Where the signatures lie of a source's documents but for exact duplicates, near-duplicates included: a source
+        that is added later is compared with them."""
         return self.path / name / "near.u32"

@@ -44,7 +44,7 @@ class CorpusSpec:
 
     @property
     def folder(self) -> CorpusFolder:
-        """The one at `path`, which is a local one."""
+        """The folder of the corpus at `path`, which is a local one."""
         return CorpusFolder(Path(self.path))
 
     @property

@@ -20,7 +20,8 @@ from lm.errors import UserError
 
 
 class Verdict(NamedTuple):
-    """text: what is kept of the document. reason: the rule that leaves it out, None where it stays."""
+    """What a filter says. text: what is kept of the document. reason: the rule that leaves it out, None where it
+    stays."""
 
     text: str
     reason: str | None = None
@@ -36,13 +37,13 @@ class Filter:
         raise NotImplementedError
 
     def files(self) -> tuple[str, ...]:
-        """What it reads: the corpus depends on the content of these."""
+        """Names the files that it reads: the corpus depends on their content."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Filter):
-    """min_chars, max_chars: least and most characters of a document, both included."""
+    """Leaves out documents of fewer than `min_chars` or more than `max_chars` characters."""
 
     min_chars: int = 0
     max_chars: int | None = None
@@ -59,7 +60,7 @@ class Length(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class Without(Filter):
-    """texts: leaves out the documents that hold any of these; NUL, which no text has, by default."""
+    """Leaves out the documents that hold any of `texts`; NUL, which no text has, by default."""
 
     texts: tuple[str, ...] = ("\0",)
 
@@ -129,7 +130,7 @@ NOTICES = (
 
 @functools.lru_cache(maxsize=4)
 def _bad_words(path: str) -> re.Pattern[str]:
-    """Whole words and phrases; in scripts without spaces, anywhere."""
+    """Compiles a match of the listed words and phrases: as whole words, and in scripts without spaces anywhere."""
     if not Path(path).is_file():
         raise UserError(f"C4.bad_words: expected a file with a word a line, got nothing at {path}; fetch or drop it")
     try:
@@ -234,20 +235,20 @@ class GopherRepetition(Filter):
 
 
 def _top_chars(ids: np.ndarray, ends: np.ndarray, n: int) -> int:
-    """Characters in all occurrences of the most frequent n-gram; 0 where none repeats."""
+    """Counts the characters in all occurrences of the most frequent n-gram; 0 where none repeats."""
     counts, lengths = _occurrences(ids, n), ends[n:] - ends[:-n]
     most = int(counts.max(initial=0))
     return most * int(lengths[counts == most].max()) if most > 1 else 0
 
 
 def _repeated_chars(ids: np.ndarray, ends: np.ndarray, n: int) -> int:
-    """Characters in n-grams that occur more than once, overlaps counted once."""
+    """Counts the characters in n-grams that occur more than once, overlaps counted once."""
     at = np.flatnonzero(_occurrences(ids, n) > 1)
     steps = np.bincount(at, minlength=len(ends)) - np.bincount(at + n, minlength=len(ends))
     return int(np.diff(ends)[np.cumsum(steps)[:-1] > 0].sum())
 
 
 def _occurrences(ids: np.ndarray, n: int) -> np.ndarray:
-    """How often the n-gram that begins at each word occurs."""
+    """Counts how often the n-gram that begins at each word occurs."""
     _, which, counts = np.unique(ngram_hashes(ids, n), return_inverse=True, return_counts=True)
     return counts[which]

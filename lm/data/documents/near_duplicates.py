@@ -22,7 +22,7 @@ MAX_KINDS = 64  # different kinds of documents told apart in one bucket; a bucke
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates:
-    """Of documents that are nearly the same the first is kept, in the order of `data.sources`, then of the source.
+    """Keeps the first of documents that are nearly the same, in the order of `data.sources`, then of the source.
 
     ngram: words to a shingle. threshold: Jaccard similarity of the sets of shingles, as the signatures estimate it (of
     120 values: +-0.04 at 0.8), from which two documents are near. bands, rows: of the signature; a pair of similarity s
@@ -46,7 +46,7 @@ class NearDuplicates:
 
     @property
     def size(self) -> int:
-        """Values of a signature."""
+        """The number of values in a signature."""
         return self.bands * self.rows
 
     def signature(self, text: str) -> np.ndarray:
@@ -78,7 +78,7 @@ class Clusters(NamedTuple):
 
 
 def find_clusters(signatures: Sequence[np.ndarray], how: NearDuplicates) -> Clusters:
-    """signatures: uint32 [n_i, size] each, one after another the documents in the order that decides who is first."""
+    """Clusters documents by their signatures, uint32 [n_i, size] each: in the order that decides who is first."""
     base = np.cumsum([0, *map(len, signatures)])
     n, n_cut = int(base[-1]), 0
     parent = np.arange(n)

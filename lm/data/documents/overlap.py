@@ -20,8 +20,9 @@ from lm.files import write_atomic
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """files: evaluations by name, each a source of its own, read whole into memory. ngram: words that two texts share
-    in a row. remove: leaves the documents out that share any; otherwise they are only counted in the report.
+    """Looks in the documents for text of evaluations. files: these by name, each a source of its own, read whole into
+    memory. ngram: words that two texts share in a row. remove: leaves the documents out that share any; otherwise
+    they are only counted in the report.
 
     An evaluation's document of fewer than `ngram` words cannot be found; the report says how many those are.
     """
@@ -43,7 +44,7 @@ class Overlap:
 
 
 class Evaluation(NamedTuple):
-    """grams uint64, sorted: the n-grams of an evaluation."""
+    """An evaluation to look for. grams: its n-grams, uint64, sorted. n_short: documents that have none."""
 
     grams: np.ndarray
     n_documents: int
@@ -51,7 +52,7 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluation(name: str, source: Source, ngram: int, cache: Path) -> Evaluation:
-    """UserError for anything that cannot be read: what is not checked would count as clean."""
+    """Reads an evaluation. UserError for anything that cannot be read: what is not checked would count as clean."""
     found, n, n_short = [np.empty(0, np.uint64)], 0, 0
     for part in source.parts(cache):
         for entry in source.entries(part, MAX_DOCUMENT_BYTES):
@@ -71,7 +72,7 @@ def read_evaluation(name: str, source: Source, ngram: int, cache: Path) -> Evalu
 
 @dataclass(frozen=True, kw_only=True)
 class OverlapIndex:
-    """names, in order; grams uint64, sorted: of all of them; each: of each of them."""
+    """The n-grams of several evaluations, uint64, sorted. names: in order. grams: of all of them; each: of each."""
 
     ngram: int
     names: tuple[str, ...]
@@ -111,7 +112,7 @@ class OverlapIndex:
 
 @functools.lru_cache(maxsize=1)
 def load_index(path: Path) -> OverlapIndex:
-    """One a process."""
+    """Loads the index once for each process."""
     return OverlapIndex.load(path)
 
 

@@ -41,7 +41,7 @@ class Reading:
         return sum(p.n_bytes for p in self.parts)
 
     def entries(self, part: Part, filtered: Iterator[bool] | None = None) -> Iterator[Entry]:
-        """All that stands in a part, the documents that are left out included.
+        """Yields all that stands in a part, the documents that are left out included.
 
         filtered: for each entry whether a filter left it out when it was read before; then only those filters run that
         change what is kept, and only on that. UserError for a problem that is refused.

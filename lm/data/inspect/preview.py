@@ -111,7 +111,7 @@ class Reading:
         self._silent = tokenizer.token_bytes() == 0
 
     def arrays(self, row: Mapping[str, np.ndarray]) -> list[str]:
-        """Lines: token arrays decoded, boolean arrays as marks in the tokens, the others as runs of equal numbers."""
+        """Writes lines: token arrays decoded, boolean arrays as marks in them, the others as runs of equal numbers."""
         masked = {"tokens", "positions", "targets", "weights"} <= row.keys()
         shown = {"positions", "targets", "weights"} if masked else set()
         lines = []
@@ -131,7 +131,8 @@ class Reading:
     def text(
         self, ids: np.ndarray, marks: Mapping[int, str] | None = None, bounds: Mapping[int, str] | None = None
     ) -> str:
-        """ids int [S] as text. marks: what stands for the token at a place. bounds: what is put before a place."""
+        """Writes ids int [S] as text. marks: what stands for the token at a place. bounds: what is put before a
+        place."""
         marks, bounds = marks or {}, bounds or {}
         out: list[tuple[str, int]] = []  # a piece, and how often it stands there
         run: list[int] = []
@@ -184,7 +185,7 @@ class Reading:
 
 
 def _bounds(flags: Mapping[str, np.ndarray]) -> dict[int, str]:
-    """Of boolean arrays [S]: what stands before a place where one begins or ends to be true."""
+    """Maps each place where one of boolean arrays [S] begins or ends to be true to the mark that stands before it."""
     bounds: dict[int, str] = {}
     for name, x in sorted(flags.items()):
         edges = np.diff(np.concatenate([[0], x.astype(np.int8), [0]]))
@@ -195,7 +196,7 @@ def _bounds(flags: Mapping[str, np.ndarray]) -> dict[int, str]:
 
 
 def _runs(values: Sequence[Any]) -> str:
-    """0*14 1*20 0*3."""
+    """Writes runs of equal values, as `0*14 1*20 0*3`."""
 
     def parts() -> Iterator[str]:
         for value, same in itertools.groupby(values):
@@ -206,7 +207,7 @@ def _runs(values: Sequence[Any]) -> str:
 
 
 def _repeated(piece: str, n: int, before: str) -> str:
-    """piece*n, in a way that what comes after cannot be taken for a part of the count."""
+    """Writes piece*n, so that what comes after cannot be taken for a part of the count."""
     if before[:1].isdecimal():
         return piece * n
     looks_like_count = piece.endswith(">") and before[:1] == "*" and before[1:2].isdecimal()

@@ -34,7 +34,8 @@ def where(
 
 
 def heading(step: int, first: int, shape: BatchShape, shown: int) -> str:
-    """Which batch it is: logs name a step when it is done, so the batch after `step` of them is that of the next."""
+    """Says which batch it is: logs name a step when it is done, so the batch after `step` of them is that of the
+    next."""
     rows = f"; rows 0 to {shown - 1}" if shown < shape.examples else ""
     cut = f", each cut into {shape.rows_per_example} rows of {shape.seq_len}" if shape.rows_per_example > 1 else ""
     ids = f"ids {first} to {first + shape.examples - 1}"

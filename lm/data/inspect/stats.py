@@ -42,7 +42,7 @@ def find_stores(path: str | Path) -> dict[str, Store]:
 
 
 def stores_of(corpus: Corpus) -> dict[str, Store]:
-    """The same of a corpus that is open."""
+    """Names the stores of a corpus that is open, as `find_stores` does."""
     splits = {"train": corpus.train, "validation": corpus.validation}
     return {f"{name}/{split}": splits[split][name] for name in corpus.train for split in SPLITS if splits[split]}
 
@@ -57,8 +57,8 @@ class Bucket(NamedTuple):
 
 
 def length_histogram(store: Store) -> list[Bucket]:
-    """Of the tokens of each document without its eos: 0, 1, 2-3, 4-7, and so on, from the first to the last bucket that
-    holds any. Reads the offsets, 8 bytes a document, and no tokens."""
+    """Counts documents by their tokens without the eos: 0, 1, 2-3, 4-7, and so on, from the first to the last bucket
+    that holds any. Reads the offsets, 8 bytes a document, and no tokens."""
     lengths = np.diff(store.document_starts()) - 1
     if not len(lengths):
         return []
@@ -69,7 +69,7 @@ def length_histogram(store: Store) -> list[Bucket]:
 
 
 def stats(stores: Mapping[str, Store]) -> str:
-    """For each store, by its meta.json: documents, tokens, bytes of text a token; and its histogram of lengths."""
+    """Describes each store by its meta.json: documents, tokens, bytes of text a token; and its lengths."""
     blocks = []
     for name, store in stores.items():
         lines = [

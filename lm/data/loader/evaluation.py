@@ -24,7 +24,7 @@ def eval_batches(
     max_batches: int | None = None,
     pad_id: int = PAD_ID,
 ) -> Iterator[dict[str, jax.Array]]:
-    """The store in order, {"tokens": int32 [batch_size, seq_len+1]}: each token but the first is a target once.
+    """Yields the store in order, {"tokens": int32 [batch_size, seq_len+1]}: each token but the first is a target once.
 
     Rows overlap by one token. The end of the last row and the rows after it are `pad_id`, which a loss must skip. An
     `examples` sees the number of the row as its id. extra_rows: as in `make_loader`; "other" is padding where the store

@@ -53,7 +53,7 @@ class HostReader:
         return next(self.batches(step, 1))
 
     def batches(self, step: int, n: int) -> Iterator[Batch]:
-        """n batches from `step` on: they are planned and read as one, and made into examples in turn."""
+        """Yields n batches from `step` on: they are planned and read as one, and made into examples in turn."""
         self._check_stores()
         steps = int(step) + np.arange(n, dtype=np.int64)
         located = self._stream.locate((self._start + steps[:, None] * self._batch_size + self._rows).reshape(-1))
@@ -78,7 +78,7 @@ def _elsewhere(stream: Stream, located: Located) -> Located:
 
 
 def _check_pairs(stream: Stream, source: np.ndarray) -> None:
-    """UserError where one of these sources has no row but the one to pair."""
+    """Raises UserError where one of these sources has no row but the one to pair."""
     n = np.array(stream.n_rows)[source]
     if (n < 2).any():
         name = stream.names[source[n.argmin()]]

@@ -17,8 +17,8 @@ GROUP_BYTES = 2**22  # and about how large they are together: larger ones have l
 
 
 def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None, None]:
-    """The reader's batches 0, 1, ... without end, by tf.data; `close` of the iterator ends its thread. prefetch: groups
-    of batches read ahead of the one that is handed out.
+    """Yields the reader's batches 0, 1, ... without end, by tf.data; `close` of the iterator ends its thread. prefetch:
+    groups of batches read ahead of the one that is handed out.
 
     One thread reads. With two, which share Python's lock, a batch takes more CPU time and no less of the clock's.
     """

@@ -66,7 +66,7 @@ def _help_with(p: Preparation, manifest: Manifest) -> None:
 
 
 def _raw_difference(spec: CorpusSpec, manifest: Manifest) -> tuple[str, Any, Any] | None:
-    """As `difference`, of the raw files as they are seen here, where they are: names, sizes and times."""
+    """Compares the raw files that are seen here with the manifest, as `difference` does: names, sizes and times."""
     here = {name: spec.raw_digest(name) for name in manifest.raw}
     return next(
         (("raw files of " + n, x, manifest.raw[n]) for n, x in here.items() if x not in (None, manifest.raw[n])), None

@@ -27,8 +27,8 @@ class Job(Protocol):
 
 
 class Workers:
-    """with Workers(n) as workers: workers.run(jobs, tick). Processes start when there is more than one job to do, and
-    stay for the next `run`: each costs a quarter of a second of imports."""
+    """Runs jobs in processes: `with Workers(n) as workers: workers.run(jobs, tick)`. They start when there is more than
+    one job to do, and stay for the next `run`: each costs a quarter of a second of imports."""
 
     def __init__(self, n: int):
         self.n = n
@@ -66,8 +66,8 @@ class Workers:
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-    """(item, function(item)) of each, in order: on the caller's thread, or on several while the caller goes on, one
-    item more than there are threads at a time. Helps where `function` frees Python's lock, as encoding does."""
+    """Yields (item, function(item)) of each, in order: on the caller's thread, or on several while the caller goes on,
+    one item more than there are threads at a time. Helps where `function` frees Python's lock, as encoding does."""
     if threads <= 1:
         for item in items:
             yield item, function(item)
@@ -89,7 +89,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 
 
 def _end_with_parent() -> None:
-    """A worker of a killed parent would wait for its next job for ever."""
+    """Ends a worker with its parent: that of a killed one would wait for its next job for ever."""
 
     def watch():
         multiprocessing.parent_process().join()

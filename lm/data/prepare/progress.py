@@ -11,7 +11,7 @@ from lm.files import Log
 
 
 class Progress:
-    """with progress("reading", total_bytes) as tick: tick(n_bytes)."""
+    """Shows how far a job is: `with progress("reading", total_bytes) as tick: tick(n_bytes)`."""
 
     def __init__(self, wanted: bool, log: Log):
         self._wanted, self._log = wanted, log

@@ -54,8 +54,8 @@ def report_of(
 
 
 def _overlap(selection: Selection, overlap: Overlap, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """share: of the documents kept; where overlap is removed, of those that would have been, exact duplicates
-    included."""
+    """Reports the overlap. share: of the documents kept; where overlap is removed, of those that would have been, exact
+    duplicates included."""
     names, found = list(evaluations), Counter[str]()
     shown: list[str] = []
     n = at = 0
@@ -91,7 +91,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def lines(selection: Selection, report: Mapping[str, Any]) -> list[str]:
-    """For the log: what was left out, near and overlapping documents, notes that are not zero."""
+    """Says for the log what was left out, near and overlapping documents, and the notes that are not zero."""
     name = selection.name
     counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in selection.counts().items())
     out = [f"{name}: {counts}"]

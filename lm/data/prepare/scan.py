@@ -30,7 +30,7 @@ OVERLAP = "overlap"
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a text in UTF-8."""
+    """Counts the bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
 
 
@@ -44,9 +44,9 @@ class Hit(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """hashes uint64 [n] of a shard's entries; codes uint16 [n], numbers of `reasons`, of which the first is "" for what
-    is kept; part_sizes int64 [p], entries of each part; how many were mended, cleaned or hold NUL, and the bytes of all
-    text; excerpts to learn from; up to EXAMPLES places for each reason; and what overlaps."""
+    """What was found: hashes uint64 [n] of a shard's entries; codes uint16 [n], numbers of `reasons`, of which the
+    first is "" for what is kept; part_sizes int64 [p], entries of each part; how many were mended, cleaned or hold NUL,
+    and the bytes of all text; excerpts to learn from; up to EXAMPLES places for each reason; and what overlaps."""
 
     hashes: np.ndarray
     codes: np.ndarray
@@ -61,15 +61,15 @@ class Scan(NamedTuple):
     hits: list[Hit]
 
     def digest(self) -> str:
-        """Of all the text."""
+        """A digest of all the text."""
         return hashlib.sha256(self.hashes.astype("<u8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanJob:
-    """sample_bytes: how much text of the training split to keep for the tokenizer. near: makes a signature of each
-    document that is kept. overlap: path of the index of evaluations to look for; remove_overlap: leaves out what is
-    found."""
+    """Scans a shard. sample_bytes: how much text of the training split to keep for the tokenizer. near: makes a
+    signature of each document that is kept. overlap: path of the index of evaluations to look for; remove_overlap:
+    leaves out what is found."""
 
     reading: Reading
     sample_bytes: int
@@ -85,7 +85,7 @@ class ScanJob:
 
     @property
     def signatures(self) -> Path:
-        """uint32 [m, near.size], of the m documents kept."""
+        """Where the signatures of the m documents kept lie: uint32 [m, near.size]."""
         return self.out.with_suffix(".u32")
 
     def done(self) -> bool:

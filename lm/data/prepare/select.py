@@ -88,8 +88,8 @@ class Selection:
 
 
 class Near(NamedTuple):
-    """clusters: of two and more documents, over all sources; documents: how many these are; dropped: by source;
-    examples: places of the largest clusters; n_cut: buckets of a band too varied to compare every pair in."""
+    """What is near. clusters: of two and more documents, over all sources; documents: how many these are; dropped: by
+    source; examples: places of the largest clusters; n_cut: buckets of a band too varied to compare every pair in."""
 
     clusters: int
     documents: int

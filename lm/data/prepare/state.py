@@ -19,7 +19,7 @@ def missing_sources(spec: CorpusSpec) -> list[str]:
 
 
 def is_finished(spec: CorpusSpec) -> bool:
-    """Whether all is written that `prepare` writes."""
+    """Says whether all is written that `prepare` writes."""
     return spec.folder.tokenizer.is_file() and not missing_sources(spec)
 
 
@@ -30,7 +30,7 @@ def remove_work(spec: CorpusSpec) -> None:
 
 
 def check_raw(spec: CorpusSpec, names: Iterable[str]) -> None:
-    """UserError where the raw files of one of these sources are no more what its store was made from."""
+    """Raises UserError where the raw files of one of these sources are no more what its store was made from."""
     for name in names:
         store = spec.folder.store(name, "train")
         raw = spec.raw_digest(name)

@@ -21,7 +21,7 @@ from lm.files import Log, write_atomic
 
 
 def check_left(spec: CorpusSpec, selection: Selection) -> None:
-    """UserError where nothing is left of a source, or of one of its splits."""
+    """Raises UserError where nothing is left of a source, or of one of its splits."""
     name, n, left_out = selection.name, selection.n_kept, selection.left_out()
     if n == 0:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items())

@@ -28,8 +28,8 @@ ENCODE_CHARS = 1 << 20  # documents are handed to the tokenizer in batches of th
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob:
-    """labels uint8 [n]: DROP, TRAIN or VALIDATION for each document of the reading. key: what the result depends on.
-    threads: that encode; a single large file that cannot be cut is not held up by one core."""
+    """Tokenises a shard. labels uint8 [n]: DROP, TRAIN or VALIDATION for each document of the reading. key: what the
+    result depends on. threads: that encode; a single large file that cannot be cut is not held up by one core."""
 
     reading: Reading
     scan: Path
@@ -84,7 +84,7 @@ class TokenizeJob:
         write_atomic(self.out, json.dumps({"key": self.key, **shards}).encode())
 
     def _batches(self, entries: Iterator[Entry], hashes: list[int]) -> Iterator[list[tuple[int, str]]]:
-        """Labels and texts of the documents to keep. UserError where an entry is not what was scanned."""
+        """Yields labels and texts of the documents to keep. UserError where an entry is not what was scanned."""
         labels, n, waiting = self.labels.tolist(), 0, 0
         batch: list[tuple[int, str]] = []
         for n, entry in enumerate(entries, 1):
@@ -111,7 +111,7 @@ class TokenizeJob:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: Path, changed: int) -> Tokenizer:
-    """changed: when it was, as one process may prepare a folder again."""
+    """The tokenizer at `path`, read once. changed: when it was, as one process may prepare a folder again."""
     if multiprocessing.parent_process() is not None:
         use_one_thread()
     return read_prepared(path)

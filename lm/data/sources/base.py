@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Document(NamedTuple):
-    """place: line or record in the part's file, for messages. raw: hopefully UTF-8."""
+    """A document as it was read. place: line or record in the part's file, for messages. raw: hopefully UTF-8."""
 
     place: str
     raw: bytes
@@ -57,7 +57,7 @@ class Source:
         """Brings raw data that is far away into `cache`, where `parts` finds it; what is there already is kept."""
 
     def parts(self, cache: Path) -> list[Part]:
-        """All there is to read, in order, in stretches of about `stretch_bytes` where the format can be cut.
+        """Lists all there is to read, in order, in stretches of about `stretch_bytes` where the format can be cut.
 
         cache: a folder of this source's own for what it has to download or build. UserError when there is nothing.
         """
@@ -68,8 +68,9 @@ class Source:
         raise NotImplementedError
 
     def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
-        """As `read`, with a Problem in the place of each document that cannot be read. max_bytes: of a document, or of
-        the line that holds it; a longer one is a Problem too, and is not held in memory where the format allows."""
+        """Reads as `read` does, with a Problem in the place of each document that cannot be read. max_bytes: of a
+        document, or of the line that holds it; a longer one is a Problem too, and is not held in memory where the
+        format allows."""
         for document in self.read(part):
             yield document if len(document.raw) <= max_bytes else too_long(f"{part.path}: {document.place}", max_bytes)
 
@@ -93,8 +94,9 @@ class Checked(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Checked):
-    """glob: pattern of files, `**` included, read in the order of their names; unpacked where they end in .gz or .zst
-    (the extra `arrow`). One with a scheme (`gs://bucket/x/*.gz`, without `**`) is copied to the corpus folder first."""
+    """Base of sources of files. glob: their pattern, `**` included; they are read in the order of their names, unpacked
+    where they end in .gz or .zst (the extra `arrow`). One with a scheme (`gs://bucket/x/*.gz`, without `**`) is copied
+    to the corpus folder first."""
 
     glob: str
 
@@ -119,8 +121,8 @@ class Files(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Fielded:
-    """field: the name of the text in each record, `outer.inner` for a nested one. template: the text made of several
-    fields in place of it, `"{question}\\n{answer}"`."""
+    """Takes the text from records. field: the name of the text in each, `outer.inner` for a nested one. template: the
+    text made of several fields in place of it, `"{question}\\n{answer}"`."""
 
     field: str = "text"
     template: str | None = None
@@ -132,7 +134,7 @@ class Fielded:
         return one_field(self.field) if self.template is None else parse_template(self.template, type(self).__name__)
 
     def _entry(self, record: dict, place: str, at: Callable[[], str], max_bytes: int) -> Document | Problem:
-        """at: the place with its file, asked for where there is a problem."""
+        """Makes a document of a record. at: gives the place with its file, asked for where there is a problem."""
         text = self._template().fill(record)
         if isinstance(text, Missing):
             way_out = f"set {type(self).__name__}(field=...)" if self.template is None else "change the template"

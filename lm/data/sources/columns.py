@@ -140,7 +140,7 @@ class HFDataset(_Batches):
 
 
 def _check_again(part: Part) -> None:
-    """A part without units is of a file that could not be read when parts were made."""
+    """Raises OSError for a part without units: its file could not be read when parts were made."""
     if part.stop == 0:
         raise OSError("a file that was damaged and changed since")
 

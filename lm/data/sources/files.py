@@ -63,7 +63,7 @@ def read_line(f: IO[bytes], max_bytes: int) -> tuple[bytes, int]:
 
 
 def skip_line(f: IO[bytes]) -> int:
-    """Goes behind the next line end; the bytes passed. Memory does not depend on the line."""
+    """Goes behind the next line end and returns the bytes passed. Memory does not depend on the line."""
     passed = 0
     while part := f.readline(1 << 20):
         passed += len(part)
@@ -124,8 +124,8 @@ def download(pattern: str, cache: Path, log: Callable[[str], None]) -> None:
 
 
 def copy_file(path: Any, local: Path, size: int, way_out: str, sha256: str | None = None) -> None:
-    """From a store (an epath) to `local`, which has its name when it is whole. UserError where it cannot be read or is
-    not of this size and, if given, this checksum; it says the way out."""
+    """Copies a file from a store (an epath) to `local`, which has its name when it is whole. UserError where it cannot
+    be read or is not of this size and, if given, this checksum; it says the way out."""
     local.parent.mkdir(parents=True, exist_ok=True)
     try:
         got, hashed = 0, hashlib.sha256()
@@ -162,8 +162,8 @@ def _files(pattern: str, refuse_dead_links: bool = False) -> list[Path]:
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """As glob.glob(recursive=True), but for links to a folder above them: glob follows those round and round, each
-    file 40 times, and of two such links never ends."""
+    """Matches as glob.glob(recursive=True) does, but for links to a folder above them: glob follows those round and
+    round, each file 40 times, and of two such links never ends."""
     if pattern.rpartition("/")[2] == "**":
         pattern += "/*"
     above, stars, below = f"/{pattern}".partition("/**/")

@@ -15,21 +15,22 @@ from lm.errors import UserError
 
 
 class Missing(NamedTuple):
-    """field: the one that could not be filled. got: what was there instead, for the message."""
+    """A field that could not be filled: its name. got: what was there instead, for the message."""
 
     field: str
     got: str
 
 
 class Template(NamedTuple):
-    """pieces: (literal text, the field that follows it or None at the end). numbers: whether they can be filled in."""
+    """Pieces of (literal text, the field that follows it or None at the end). numbers: whether they can be filled
+    in."""
 
     pieces: tuple[tuple[str, str | None], ...]
     numbers: bool = True
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Each field once, in the order of the template."""
+        """Names each field once, in the order of the template."""
         return tuple(dict.fromkeys(field for _, field in self.pieces if field is not None))
 
     def fill(self, record: Mapping[str, Any]) -> str | Missing:
@@ -51,7 +52,7 @@ class Template(NamedTuple):
 
 @functools.lru_cache
 def parse_template(template: str, owner: str) -> Template:
-    """owner: the class whose field it is, for messages. UserError for a brace too many, no field, or a conversion."""
+    """Parses a template. owner: the class whose it is. UserError for a brace too many, no field, or a conversion."""
     at = f"{owner}(template={template!r})"
     try:
         parsed = list(string.Formatter().parse(template))

@@ -98,7 +98,7 @@ class Jsonl(Fielded, Files):
 
 
 def _place(part: Part, n: int) -> str:
-    """file:line of line n of a part."""
+    """Writes the place of line n of a part, as file:line."""
     return f"{part.path}:{n + _lines_before(part.path, part.start)}"
 
 

@@ -84,7 +84,7 @@ def find(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def download_and_prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """What is there already is kept."""
+    """Downloads and builds a dataset; what is there already is kept."""
     import tensorflow_datasets as tfds
 
     tensorflow()  # TFDS would import it louder

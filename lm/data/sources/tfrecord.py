@@ -16,7 +16,8 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 
 def read_records(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Records [start, stop) of a TFRecord file: u64 length, u32 crc, data, u32 crc. UserError where it is cut."""
+    """Yields records [start, stop) of a TFRecord file: u64 length, u32 crc, data, u32 crc. UserError where it is
+    cut."""
     with open(path, "rb") as f:
         i, most = 0, os.fstat(f.fileno()).st_size
         while stop is None or i < stop:
@@ -52,7 +53,7 @@ def bytes_feature(example: bytes, name: str) -> bytes | None:
 
 
 def _fields(message: bytes, number: int) -> Iterator[bytes]:
-    """Length-delimited fields `number` of a protobuf message."""
+    """Yields the length-delimited fields `number` of a protobuf message."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

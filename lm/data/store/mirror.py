@@ -99,8 +99,8 @@ def remote_path(url: str) -> Any:
 
 
 def _missing(remote: Any, local: Path, meta: StoreMeta) -> list[Copy]:
-    """A file of the right size was compared with its checksum, but where there is no meta.json yet, perhaps with that
-    of an earlier one."""
+    """Lists the files to copy. One of the right size was compared with its checksum, but where there is no meta.json
+    yet, perhaps with that of an earlier one."""
     whole = (local / META).is_file()
     named = [file for i, shard in enumerate(meta.shards) for file in shard_files(i, shard, meta.dtype)]
     files = [Copy(remote / name, local / name, size, sha256) for name, size, sha256 in named]

@@ -100,7 +100,7 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
     def add(self, ids: list[int], n_bytes: int) -> None:
-        """ids: one document without its eos. UserError where it has one: it would be two."""
+        """Writes the ids of one document, without its eos. UserError where it has one: it would be two."""
         self._starts.append(self._n_tokens)
         self._write(ids)
         self._n_bytes += n_bytes
@@ -139,7 +139,7 @@ class ShardFile(NamedTuple):
 
 
 def shard_files(number: int, shard: Shard, dtype: str) -> tuple[ShardFile, ShardFile]:
-    """What a shard consists of."""
+    """Names the files that a shard consists of."""
     return (
         ShardFile(tokens_name(number), shard.n_tokens * np.dtype(dtype).itemsize, shard.tokens_sha256),
         ShardFile(docs_name(number), (shard.n_documents + 1) * 8, shard.docs_sha256),
@@ -147,7 +147,7 @@ def shard_files(number: int, shard: Shard, dtype: str) -> tuple[ShardFile, Shard
 
 
 def check_shard_files(folder: Path, number: int, shard: Shard, dtype: str) -> None:
-    """UserError for a missing or cut file. Sizes only: `Store.verify` reads the content."""
+    """Raises UserError for a missing or cut file. Sizes only: `Store.verify` reads the content."""
     for name, size, _ in shard_files(number, shard, dtype):
         path = folder / name
         got = path.stat().st_size if path.is_file() else None
@@ -261,7 +261,7 @@ class Store:
                     )
 
     def check_unchanged(self) -> None:
-        """UserError when a file is not the one that was opened: replaced, written to, cut, or gone. Costs a stat each.
+        """Raises UserError when a file is not the one that was opened: replaced, written to, cut, or gone. A stat each.
 
         What is read of a file that was replaced is still the old text, of one that was written to the new, and of one
         that was cut nothing: the process dies of SIGBUS.

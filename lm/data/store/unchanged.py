@@ -32,7 +32,7 @@ class FileState(NamedTuple):
 
 
 def check_files(opened: Mapping[Path, FileState]) -> None:
-    """UserError where one is not what it was when it was opened: replaced, written to, cut, or gone."""
+    """Raises UserError where one is not what it was when it was opened: replaced, written to, cut, or gone."""
     for path, was in opened.items():
         try:
             now = FileState.of(os.stat(path))

@@ -47,7 +47,7 @@ class Batches(Protocol):
 
 
 class BatchShape(NamedTuple):
-    """Of a batch: examples, and rows of seq_len targets that they are cut into."""
+    """The shape of a batch: examples, and rows of seq_len targets that they are cut into."""
 
     examples: int
     rows: int
@@ -92,11 +92,11 @@ class BatchSchedule:
 
     @property
     def shapes(self) -> list[BatchShape]:
-        """Each that occurs, once, in order."""
+        """Lists each shape that occurs, once, in order."""
         return list(dict.fromkeys(self._shapes))
 
     def shape(self, examples_seen: int) -> BatchShape:
-        """Of the batch that begins there."""
+        """The shape of the batch that begins there."""
         return self._shapes[self._phase(examples_seen)]
 
     def following(self, examples_seen: int) -> BatchShape | None:
@@ -105,12 +105,12 @@ class BatchSchedule:
         return next((s for s in self._shapes[self._phase(examples_seen) :] if s != here), None)
 
     def end(self, examples_seen: int) -> int | None:
-        """The batch that reaches this many examples is the last of the phase; None: the phase has no end."""
+        """How many examples are seen when the phase is over: the batch that reaches them is its last; None: no end."""
         phase = self._phase(examples_seen)
         return int(self._ends[phase]) if phase < len(self._ends) else None
 
     def after(self, examples_seen: int, steps: int) -> int:
-        """Examples seen after so many more batches."""
+        """Counts the examples seen after so many more batches."""
         while steps:
             n, end = self.shape(examples_seen).examples, self.end(examples_seen)
             now = steps if end is None else min(steps, -(-(end - examples_seen) // n))
@@ -118,7 +118,7 @@ class BatchSchedule:
         return examples_seen
 
     def steps_before(self, examples_seen: int, example: int) -> int:
-        """How many batches end at or before an example."""
+        """Counts the batches that end at or before an example."""
         steps = 0
         while True:
             n, end = self.shape(examples_seen).examples, self.end(examples_seen)

@@ -65,7 +65,7 @@ def _check(where: str, ranges: Iterable[Range]) -> None:
 
 
 def merge(ranges: Iterable[Sequence[int]]) -> np.ndarray:
-    """int64 [n,2]: the same numbers as ranges in order that do not touch."""
+    """Merges ranges: int64 [n,2], the same numbers in order, as ranges that do not touch."""
     merged: list[list[int]] = []
     for start, stop in sorted((int(a), int(b)) for a, b in ranges):
         if merged and start <= merged[-1][1]:
@@ -94,7 +94,7 @@ class SkippedExamples:
         return int(self.example(np.array([n_reads - 1]))[0]) + 1 if n_reads else 0
 
     def reads_before(self, example: int) -> int:
-        """How many reads come before an example."""
+        """Counts the reads that come before an example."""
         within = np.minimum(self.ranges, example)
         return example - int((within[:, 1] - within[:, 0]).sum())
 
@@ -122,12 +122,12 @@ class BlankedDocuments:
         return len(self.documents) > 0
 
     def hold(self, offsets: np.ndarray) -> np.ndarray:
-        """Token offsets, -1 for padding -> bool."""
+        """Says which token offsets, -1 for padding, are of excluded documents: bool."""
         run = np.searchsorted(self._starts, offsets, "right") - 1
         return (run >= 0) & (offsets < self._ends[run])
 
     def meet(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Whether the `lengths` tokens from each of `starts` on have one of a hole among them: bool."""
+        """Says whether the `lengths` tokens from each of `starts` on have one of a hole among them: bool."""
         run = np.searchsorted(self._ends, starts, "right")
         return np.append(self._starts, np.iinfo(np.int64).max)[run] < starts + lengths
 

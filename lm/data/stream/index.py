@@ -99,7 +99,7 @@ class Mixture:
         return source, block * self.quota[source] + self._rank[within]
 
     def count(self, n: int) -> np.ndarray:
-        """int64 [sources]: how many of the first n examples are of each."""
+        """Counts how many of the first n examples are of each source: int64 [sources]."""
         blocks, within = divmod(n, BLOCK)
         return blocks * self.quota + np.bincount(self._source[:within], minlength=len(self.quota))
 

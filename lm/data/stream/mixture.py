@@ -31,8 +31,8 @@ Weights = Mapping[str, float] | Sequence[Phase]
 
 
 def as_phases(weights: Weights, names: Iterable[str], where: str = "weights") -> tuple[Phase, ...]:
-    """One set of weights as the only phase. UserError unless phases follow each other, the last without end, and each
-    of `names` has a weight: throughout without phases, else in one of them."""
+    """Returns phases: one set of weights is the only one. UserError unless they follow each other, the last without
+    end, and each of `names` has a weight: throughout without phases, else in one of them."""
     names = sorted(names)
     for of in [weights] if isinstance(weights, Mapping) else [p.weights for p in weights]:
         if not of or not all(0 < w < math.inf for w in of.values()):
@@ -60,7 +60,7 @@ def as_phases(weights: Weights, names: Iterable[str], where: str = "weights") ->
 
 
 def mean_weight(phases: Sequence[Phase], name: str) -> float:
-    """Of a source over phases, each counted alike: how long the last one is depends on the run."""
+    """The mean weight of a source over phases, each counted alike: how long the last one is depends on the run."""
     if len(phases) == 1:
         return phases[0].weights[name]
     return sum(p.weights.get(name, 0.0) / sum(p.weights.values()) for p in phases) / len(phases)
@@ -138,7 +138,7 @@ class MixtureSchedule:
                 yield name, segment.start + segment.mixture.nth(i, left)
 
     def _append(self, segment: MixtureSegment, end: int | None) -> np.ndarray:
-        """Keeps a segment; what each source has given at its end."""
+        """Keeps a segment and returns what each source has given at its end."""
         self.segments.append(segment)
         before = segment.before.copy()
         if end is not None:

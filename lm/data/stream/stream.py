@@ -154,7 +154,7 @@ class Stream:
         return {n: r.padding for n, r in zip(self.names, self._rows, strict=True)}
 
     def check(self, saved: Mapping[str, Any], examples_seen: int | None = None) -> None:
-        """UserError when a checkpoint's fingerprint is not of this stream: going on would repeat and skip text.
+        """Raises UserError when a checkpoint's fingerprint is not of this stream: going on would repeat and skip text.
 
         With `examples_seen`, what has no part in those examples may differ: weights and sources of later phases, limits
         that were not met, ranges passed over later. Which documents are excluded may differ in any case.
@@ -185,7 +185,7 @@ class Stream:
         return {name: at for name, at in sorted(out.items(), key=lambda item: item[1]) if at < examples}
 
     def check_epochs(self, *, step: int, examples_seen: int, steps: int, ramp: BatchSchedule) -> None:
-        """UserError when a run at `step`, of `steps`, needs more of the sources than their epochs."""
+        """Raises UserError when a run at `step`, of `steps`, needs more of the sources than their epochs."""
         end, name = self._schedule.end, self._schedule.ends
         if end is None or name is None or step >= steps:
             return
@@ -215,7 +215,7 @@ class Stream:
         return Located(example, source, epoch, row)
 
     def read(self, located: Located) -> np.ndarray:
-        """-> int32 [n, seq_len + 1]."""
+        """Reads located rows: int32 [n, seq_len + 1]."""
         out = np.empty((len(located.source), self.seq_len + 1), np.int32)
         for s, (rows, holes) in enumerate(zip(self._rows, self._holes, strict=True)):
             mine = np.flatnonzero(located.source == s)
@@ -281,7 +281,7 @@ class Stream:
         ]
 
     def _weights(self) -> Any:
-        """As JSON: the weights, or where there is more than one segment each with its first example."""
+        """The weights as JSON; where there is more than one segment, those of each with its first example."""
         segments = self._schedule.segments
         if len(segments) == 1:
             return segments[0].weights
@@ -289,7 +289,7 @@ class Stream:
 
 
 def _seen(fingerprint: Mapping[str, Any], name: str, examples_seen: int) -> Any:
-    """What an entry has to do with the first `examples_seen` examples."""
+    """The part of an entry that has to do with the first `examples_seen` examples."""
     skips = SkippedExamples(fingerprint.get("skipped", []))
     passed = skips.passed(examples_seen)
     if name == "skipped":

@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """Specials are silent; bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
 
     def decode_complete(self, ids: Sequence[int]) -> str:
-        """As `decode`, less a character whose last bytes are still to come."""
+        """Decodes as `decode` does, less a character whose last bytes are still to come."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's own spelling of each id, for display."""

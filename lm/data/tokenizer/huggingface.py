@@ -131,7 +131,7 @@ class HFTokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "tokenizer", literal: bool = False) -> HFTokenizer:
-        """From `to_bytes` of any tokenizer of this module."""
+        """Makes any tokenizer of this module again from its `to_bytes`."""
         try:
             tree = json.loads(data)
             if tree["format"] != FORMAT:
@@ -166,8 +166,8 @@ class HFTokenizer:
             (Path(folder) / name).write_bytes(content)
 
     def encode(self, text: str, *, pair: str | None = None, special: bool = False, target: bool = False) -> list[int]:
-        """special: with the class's wrapping, `[CLS] text [SEP] pair [SEP]`. target: as a decoder's text, which Marian
-        and mBART write in another way. UserError for lone surrogates, which UTF-8 cannot hold."""
+        """Encodes a text. special: with the class's wrapping, `[CLS] text [SEP] pair [SEP]`. target: as a decoder's
+        text, which Marian and mBART write in another way. UserError for lone surrogates, which UTF-8 cannot hold."""
         return self.encode_typed(text, pair=pair, special=special, target=target).ids
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False, target: bool = False) -> list[list[int]]:
@@ -179,7 +179,7 @@ class HFTokenizer:
     def encode_typed(
         self, text: str, *, pair: str | None = None, special: bool = False, target: bool = False
     ) -> Encoded:
-        """`encode`, and which of the two texts an id belongs to."""
+        """Encodes as `encode` does, and says which of the two texts an id belongs to."""
         return self._checked(text + (pair or ""), lambda _: self._encode(text, pair, special, target))
 
     def _checked(self, text: str, encode: Callable[[str], T]) -> T:
@@ -218,7 +218,7 @@ class HFTokenizer:
         return self._tok.decode(ids, skip_special_tokens=skip_special)
 
     def decode_complete(self, ids: Sequence[int]) -> str:
-        """As `decode`, less a character whose last bytes are still to come."""
+        """Decodes as `decode` does, less a character whose last bytes are still to come."""
         return self.decode(ids).rstrip("\ufffd")
 
     def pieces(self, ids: Sequence[int]) -> list[str]:

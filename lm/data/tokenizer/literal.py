@@ -52,8 +52,9 @@ def _between(tokens: Iterable[str]) -> str:
 
 
 def use_one_thread() -> None:
-    """For a process that encodes one text at a time. The library's first batch starts a thread for each CPU that the
-    process may use, which such batches leave idle: with a process for each CPU that is the square of their number."""
+    """Keeps the library to one thread, in a process that encodes one text at a time. Its first batch starts a thread
+    for each CPU that the process may use, which such batches leave idle: with a process for each CPU that is the square
+    of their number."""
     if not hasattr(os, "sched_setaffinity"):  # not on macOS and Windows
         return
     cpus = os.sched_getaffinity(0)

@@ -30,12 +30,12 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether something is at `path`, which may be on another machine than the one that prepares."""
+    """Says whether something is at `path`, which may be on another machine than the one that prepares."""
     return Workdir.of(path, "data.tokenizer").path.exists()
 
 
 def read_prepared(path: Path) -> Tokenizer:
-    """The tokenizer.model of a prepared corpus."""
+    """Reads the tokenizer.model of a prepared corpus."""
     return from_bytes(path.read_bytes(), str(path), literal=True)
 
 
@@ -56,7 +56,7 @@ def prepared_settings(path: Path) -> dict[str, Any]:
 
 
 def check_documents(tokenizer: Tokenizer) -> None:
-    """UserError for one that cannot end a document, or whose tokens have no size in bytes."""
+    """Raises UserError for a tokenizer that cannot end a document, or whose tokens have no size in bytes."""
     assert tokenizer.eos_id != tokenizer.pad_id
     tokenizer.token_bytes()
 

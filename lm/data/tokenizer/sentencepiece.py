@@ -136,7 +136,7 @@ class SentencePieceTokenizer:
         return SentencePieceTokenizer, (self._model,)
 
     def encode(self, text: str) -> list[int]:
-        """No eos is added. UserError for lone surrogates, which UTF-8 cannot hold."""
+        """Encodes a text; no eos is added. UserError for lone surrogates, which UTF-8 cannot hold."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -162,8 +162,8 @@ class SentencePieceTokenizer:
         return self._join(ids).decode("utf-8", errors="replace")
 
     def decode_complete(self, ids: Sequence[int]) -> str:
-        """As `decode`, less a character whose last bytes are still to come: what a stream may show so far. The answer
-        for a prefix of `ids` is a prefix of the answer for `ids`."""
+        """Decodes as `decode` does, less a character whose last bytes are still to come: what a stream may show so far.
+        The answer for a prefix of `ids` is a prefix of the answer for `ids`."""
         return codecs.getincrementaldecoder("utf-8")(errors="replace").decode(self._join(ids))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:

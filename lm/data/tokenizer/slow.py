@@ -75,8 +75,8 @@ Wrap = Callable[[TokenizerFiles, Callable[[str], str]], tuple[list[str], list[st
 
 @dataclass(frozen=True)
 class SlowTokenizer:
-    """build: the pipeline without its special tokens. wrap: what the class puts around a text. extra: tokens that
-    the vocabulary marks as special."""
+    """How the tokenizer of a class is made. build: the pipeline without its special tokens. wrap: what the class puts
+    around a text. extra: tokens that the vocabulary marks as special."""
 
     build: Callable[[TokenizerFiles], tokenizers.Tokenizer]
     wrap: Wrap

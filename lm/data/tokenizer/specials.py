@@ -35,7 +35,8 @@ SPACE = "▁"  # U+2581, SentencePiece's spelling of a space
 
 
 class Specials(NamedTuple):
-    """named: role or `x_token` key to token. extra: other special tokens. placed: tokens that have an id already."""
+    """Who is special. named: role or `x_token` key to token. extra: other special tokens. placed: tokens that have an
+    id already."""
 
     named: dict[str, AddedToken]
     extra: list[AddedToken]
@@ -65,7 +66,7 @@ def class_of(config: Mapping[str, Any]) -> str:
 
 
 def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
-    """Who is special, after transformers 5: the class, then tokenizer_config.json; and where that has no
+    """Reads who is special, as transformers 5: the class, then tokenizer_config.json; and where that has no
     `added_tokens_decoder`, special_tokens_map.json over it and added_tokens.json."""
     config = parse_json(files, "tokenizer_config.json", where)
     entries = {f"{role}_token": token for role, token in CLASS_ROLES.get(class_of(config), {}).items()} | config
@@ -116,7 +117,7 @@ def add_specials(tokenizer: tokenizers.Tokenizer, specials: Specials, where: str
 
 
 def check_ids(vocab: Mapping[str, int], where: str) -> None:
-    """UserError unless the ids are 0 to n-1, each once."""
+    """Raises UserError unless the ids are 0 to n-1, each once."""
     if len(missing := set(range(len(vocab))) - set(vocab.values())):
         raise UserError(
             f"{where}: expected {len(vocab)} tokens with ids 0 to {len(vocab) - 1}, got none with id {min(missing)}; "
