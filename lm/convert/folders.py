@@ -181,8 +181,8 @@ class _Kept(NamedTuple):
 
 @contextlib.contextmanager
 def _made_whole(workdir: Workdir) -> Iterator[Workdir]:
-    """A new run to write: a local one has its name when it is complete. One in a store has it at once, but without a
-    finished checkpoint it is none; after an error its objects go."""
+    """Yields a new run to write: a local one has its name when it is complete. One in a store has it at once, but
+    without a finished checkpoint it is none; after an error its objects go."""
     if not workdir.is_remote:
         with write_folder(workdir.path) as temporary:
             yield Workdir.of(temporary)
@@ -216,7 +216,7 @@ def _read_kept(workdir: Workdir) -> _Kept:
 
 
 def _made_here(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> _Kept:
-    """The same of a model that was trained here: of its config alone."""
+    """Makes a `_Kept` for a model that was trained here, from its config alone."""
     model, objective = config.model, config.objective
     ids = special_ids(objective)
     more: dict[str, Any] = dict(ids)

@@ -166,7 +166,8 @@ class CachedDecoder:
 
 
 class Seq2SeqCache(NamedTuple):
-    """layers: of each, the decoder's own slots and its keys and values of the inputs. valid bool [B,S]: the inputs."""
+    """What generation keeps. layers: of each, the decoder's own slots and its keys and values of the inputs. valid bool
+    [B,S]: the inputs."""
 
     layers: tuple[CrossCache, ...]
     valid: jax.Array

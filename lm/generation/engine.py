@@ -73,7 +73,7 @@ class Strategy(Protocol):
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Between two looks of the host. prompt_len: slots before the new tokens."""
+    """What is kept between two looks of the host. prompt_len: slots before the new tokens."""
 
     choice: Any
     cache: Any
@@ -91,8 +91,8 @@ class Engine:
         self.advance = jax.jit(self._advance, donate_argnames="state")
 
     def _start(self, params: Any, given: Given, settings: Any, *, strategy: Strategy, new: int) -> State:
-        """settings: whatever the strategy takes as numbers, so that changing them compiles nothing. new: the most
-        tokens. UserError where the model or what is given have other shapes than they should."""
+        """Chooses the first tokens. settings: whatever the strategy takes as numbers, so that changing them compiles
+        nothing. new: the most tokens. UserError where the model or what is given have other shapes than they should."""
         logits, cache = self.model.prefill(params, given, new)
         _check(given, logits, cache)
         if strategy.rows > 1:

@@ -99,7 +99,7 @@ class Search:
             expect(not ids or not ids <= set(self.suppress_tokens), name, what)
 
     def check_vocab(self, vocab_size: int) -> None:
-        """UserError where a forced, biased or forbidden id cannot be generated."""
+        """Raises UserError where a forced, biased or forbidden id cannot be generated."""
         named: dict[str, Iterable[int]] = {
             "forced_bos_token_id": _ids(self.forced_bos_token_id),
             "forced_eos_token_id": _ids(self.forced_eos_token_id),

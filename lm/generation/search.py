@@ -54,7 +54,7 @@ class BeamSearch:
         check_stop(self.stop)
 
     def settings(self, base: Search) -> Search:
-        """`base` for this search."""
+        """Returns `base` with the settings of this search."""
         named = ("length_penalty", "repetition_penalty")
         given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         return dataclasses.replace(
@@ -305,5 +305,5 @@ def _ends(tokens: jax.Array, s: Search) -> jax.Array:
 
 
 def _pick(index: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-    """index [B,K] into axis 1 of every array [B,C,...]."""
+    """Picks index [B,K] of axis 1 from every array [B,C,...]."""
     return [jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 2)), axis=1) for a in arrays]

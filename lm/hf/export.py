@@ -31,7 +31,7 @@ PROBLEMS = {"single_label": "single_label_classification", "multi_label": "multi
 
 
 def save(model: HFModel, folder: str | Path, *, overwrite: bool = False) -> None:
-    """A folder as the one `model` came from: each tensor in its own dtype, config and tokenizer as they were."""
+    """Writes a folder as the one `model` came from: each tensor in its own dtype, config and tokenizer as they were."""
     write_model(
         folder,
         config=model.config,
@@ -57,8 +57,8 @@ def write_model(
     extra: Callable[[Path], None],
     overwrite: bool = False,
 ) -> None:
-    """All of a folder or nothing of it. slots, flat, dtypes: see `lm.hf.weights.write_items`; unused: tensors to add as
-    they are; `extra` writes the rest into the folder it is given."""
+    """Writes all of a folder or nothing of it. slots, flat, dtypes: see `lm.hf.weights.write_items`; unused: tensors to
+    add as they are; `extra` writes the rest into the folder it is given."""
     infos: dict[str, Any] = {name: (slot.shape, dtypes[name]) for name, slot in slots.items()}
     infos |= {name: (x.shape, x.dtype) for name, x in unused.items()}
 
@@ -75,7 +75,7 @@ def write_model(
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files, byte for byte."""
+    """Copies the tokenizer's files, byte for byte."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -103,7 +103,7 @@ def config_of(model: ModelConfig, dtype: str, more: Mapping[str, Any]) -> dict[s
 def layout_of(
     model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: Collection[str] | None = None
 ) -> dict[str, Slot]:
-    """Where the parameters of `model` go in a folder; names: of its tensors, if it is to be another than the usual."""
+    """Says where the parameters of `model` go in a folder; names: of its tensors, if it is not the usual one."""
     family, _ = known.of_model(model)
     for rows in (family.table, *family.other_tables):
         slots = table.layout(rows(model), shapes)

@@ -36,8 +36,8 @@ PROBLEMS: dict[str, Problem] = {
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """config, generation: as they are in the folder. slots: canonical tensor name -> where it goes; stored: canonical
-    name -> the name in the files; shapes: of our parameters, by path."""
+    """A folder, opened. config, generation: as they are in it. slots: canonical tensor name -> where it goes; stored:
+    canonical name -> the name in the files; shapes: of our parameters, by path."""
 
     folder: Path
     config: dict[str, Any]

@@ -93,7 +93,7 @@ def nested(flat: Mapping[str, Any]) -> dict:
 
 
 def _piece(part: np.ndarray, shape: Shape, sharding: NamedSharding) -> jax.Array:
-    """`part`, the last axes of an array of `shape`, where the devices hold that array."""
+    """Puts `part`, the last axes of an array of `shape`, where the devices hold that array."""
     spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
     own = NamedSharding(sharding.mesh, PartitionSpec(*spec[len(shape) - part.ndim :]))
     return jax.make_array_from_callback(part.shape, own, lambda index: part[index])

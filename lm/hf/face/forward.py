@@ -29,7 +29,7 @@ Inputs = Mapping[str, jax.Array]
 
 
 def has_labels(model: Model, config: Mapping[str, Any], inputs: Inputs) -> bool:
-    """Whether there is a loss."""
+    """Says whether there is a loss."""
     if isinstance(model.task, QuestionAnswering):
         return {"start_positions", "end_positions"} <= inputs.keys()
     if isinstance(model.task, MaskedLMAndPair):

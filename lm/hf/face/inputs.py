@@ -59,7 +59,7 @@ def read_inputs(
 
 
 def target_size(model: Model) -> int:
-    """The words that are predicted."""
+    """The number of words that there are to predict."""
     target = getattr(model, "target_vocab_size", None)
     return model.vocab_size if target is None else target
 
@@ -118,7 +118,7 @@ def _check_labels(model: Model, config: Mapping[str, Any], arrays: Mapping[str, 
 
 
 def _check_positions(model: Model, family: Family, arrays: Mapping[str, np.ndarray]) -> None:
-    """Of tables: those that are computed have no end."""
+    """Checks positions against the model's table: those that are computed have no end."""
     ids, longest = arrays["input_ids"], model.max_seq_len
     given = arrays.get("position_ids")
     if given is not None:
@@ -152,7 +152,7 @@ def _has_shape(name: str, arrays: Mapping[str, np.ndarray], *shapes: tuple[int, 
 
 
 def _in_range(name: str, x: np.ndarray | None, size: int, *, ignored: bool = False) -> None:
-    """Integers from 0 to size - 1; `ignored`: or that for what is not labelled."""
+    """Refuses all but integers from 0 to size - 1; `ignored`: that for what is not labelled is taken too."""
     if x is None or not x.size:
         return
     if not np.issubdtype(x.dtype, np.integer):

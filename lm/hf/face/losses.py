@@ -17,7 +17,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, ignored: int | jax.Array
 
 
 def next_token(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """logits [B,S,V], labels [B,S], which stand at the place of their tokens."""
+    """logits [B,S,V], labels [B,S] at the places of their tokens -> the mean loss of the next token."""
     return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 

@@ -145,7 +145,8 @@ class HFModel:
     def _prompt_mask(
         self, arrays: Mapping[str, jax.Array], options: Mapping[str, Any], ends: Sequence[int]
     ) -> jax.Array:
-        """As given, else without padding: in transformers of decoders only, and not where it also ends texts."""
+        """The mask as given, else all but padding: in transformers of decoders only, and not where it also ends
+        texts."""
         ids = arrays["input_ids"]
         if "attention_mask" in arrays:
             return arrays["attention_mask"] != 0

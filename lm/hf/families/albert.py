@@ -92,8 +92,8 @@ def table(m: Albert) -> list[Map]:
 
 
 def spare(m: Albert) -> list[str]:
-    """The published files are of the class for pre-training, while their config.json names that for masked words; and
-    files of earlier releases have the pooler in every class."""
+    """Names tensors to leave out: published files are of the class for pre-training, while their config.json names that
+    for masked words; and files of earlier releases have the pooler in every class."""
     parts = [] if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) else ["albert.pooler"]
     parts += ["sop_classifier.classifier"] if isinstance(m.task, LanguageModeling) else []
     return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]

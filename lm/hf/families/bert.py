@@ -71,7 +71,7 @@ def common_fields(m: Bert) -> dict[str, Any]:
 
 
 def embeddings(at: str) -> list[Map]:
-    """at: as `bert.embeddings.`"""
+    """The rows of the embeddings, whose names begin with `at`, as `bert.embeddings.`"""
     return [
         Map("embed.table", f"{at}word_embeddings.weight"),
         Map("positions.table", f"{at}position_embeddings.weight"),
@@ -81,7 +81,7 @@ def embeddings(at: str) -> list[Map]:
 
 
 def layers(at: str) -> list[Map]:
-    """at: as `bert.encoder.layer.{}.`"""
+    """The rows of a layer, whose names begin with `at`, as `bert.encoder.layer.{}.`"""
     rows = []
     for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
         rows += [
@@ -167,8 +167,8 @@ def table(m: Bert) -> list[Map]:
 
 
 def spare(m: Bert) -> list[str]:
-    """The published files are of the class for pre-training, while their config.json names that for masked words; and
-    files of earlier releases have the pooler in every class."""
+    """Names tensors to leave out: published files are of the class for pre-training, while their config.json names that
+    for masked words; and files of earlier releases have the pooler in every class."""
     parts = [] if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) else ["bert.pooler.dense"]
     parts += ["cls.seq_relationship"] if isinstance(m.task, LanguageModeling) else []
     return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]

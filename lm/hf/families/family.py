@@ -36,12 +36,12 @@ TASKS: dict[str, type[Task]] = {
 
 
 def by_index(ids: jax.Array, mask: jax.Array, model: Model) -> jax.Array:
-    """0, 1, 2 ... whatever is padding."""
+    """Counts 0, 1, 2 ..., whatever is padding."""
     return jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
 
 
 def by_mask(ids: jax.Array, mask: jax.Array, model: Model) -> jax.Array:
-    """Counted over the tokens that the mask lets through; -1 before the first (OPT)."""
+    """Counts the tokens that the mask lets through; -1 before the first (OPT)."""
     return jnp.cumsum(mask, axis=1) * mask - 1
 
 

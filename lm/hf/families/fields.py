@@ -94,7 +94,7 @@ class Fields:
         return self.config.get(name, default)
 
     def windowed(self, n_layers: int, *, default: Sequence[bool]) -> tuple[bool, ...]:
-        """Which layers look back over a window only, by `layer_types`: the shortest pattern that repeats to it.
+        """Says which layers look back over a window only, by `layer_types`: the shortest pattern that repeats to it.
 
         default: of all layers, where the field is not there.
         """
@@ -110,7 +110,7 @@ class Fields:
         return layers[: next(periods, n_layers)]
 
     def ignore(self, *names: str) -> None:
-        """Fields that say nothing about what this family computes."""
+        """Takes fields that say nothing about what this family computes."""
         self._taken |= set(names)
 
     def expect(self, name: str, *values: Any, why: str) -> None:
@@ -121,8 +121,8 @@ class Fields:
             raise UserError(f"{self.where}: {name}: expected {expected}, got {self.config[name]!r}; {why}")
 
     def tied(self, head: str, embed: str, *, default: bool) -> bool:
-        """Whether the head is the embedding: as tie_word_embeddings says, but that a head which is stored and differs
-        is a head of its own, whatever the config says (T5 1.1 as transformers 5 writes it)."""
+        """Says whether the head is the embedding: as tie_word_embeddings does, but that a head which is stored and
+        differs is a head of its own, whatever the config says (T5 1.1 as transformers 5 writes it)."""
         tied = bool(self.take("tie_word_embeddings", default=default))
         if tied and head in self.stored and embed in self.stored:
             a, b = self.stored[head], self.stored[embed]
@@ -153,7 +153,7 @@ class Fields:
         )
 
     def rope_of(self, rope: dict[str, Any], *, theta: float, fraction: float) -> Rope:
-        """The same from one dict of parameters."""
+        """Reads rotary positions from one dict of parameters."""
         theta = float(rope.pop("rope_theta", theta))
         fraction = float(rope.pop("partial_rotary_factor", fraction))
         kind, old_kind = rope.pop("rope_type", None), rope.pop("type", None)

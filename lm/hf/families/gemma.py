@@ -72,7 +72,7 @@ def _shared(f: Fields, task: Task, *, kv_heads: int, **more: Any) -> dict[str, A
 
 
 def _windows(f: Fields, *, pattern: int) -> dict[str, Any]:
-    """pattern: every how many layers there is one without a window."""
+    """Reads the windows. pattern: every how many layers there is one without."""
     n = f.take("num_hidden_layers")
     if pattern < 1:
         raise UserError(f"{f.where}: sliding_window_pattern: expected a positive number of layers, got {pattern}")

@@ -56,7 +56,7 @@ def write_qwen3(m: Qwen3) -> dict[str, Any]:
 
 
 def windows(m: Any) -> dict[str, Any]:
-    """The fields of the windows; max_window_layers is what versions before layer_types read."""
+    """Writes the fields of the windows; max_window_layers is what versions before layer_types read."""
     windowed = [layer.window is not None for layer in m.order]
     return {
         "use_sliding_window": m.window is not None,

@@ -55,7 +55,7 @@ def table(m: Roberta) -> list[Map]:
 
 
 def by_ids(ids: jax.Array, mask: jax.Array, model: Roberta) -> jax.Array:
-    """Counted over the tokens that are no padding by their id, whatever the mask says; -1 for those that are."""
+    """Counts the tokens that are no padding by their id, whatever the mask says; -1 for those that are."""
     real = (ids != model.pad_id).astype(jnp.int32)
     return jnp.cumsum(real, axis=1) * real - 1
 

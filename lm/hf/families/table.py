@@ -24,10 +24,10 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """ours: a path as `layers.attn.q`; of several paths each is a part of the first axis of the pattern's result.
-    theirs: a name with `{}` for the numbers of stacked axes. pattern: einops, theirs -> ours without the stacked axes,
-    as `(h k) d -> d h k`; empty where they agree. at: the numbers for each place of the stacked axis, where they are
-    not 0, 1, 2 ... (of layers that alternate between two blocks, or of ALBERT's groups).
+    """A row of a table. ours: a path as `layers.attn.q`; of several paths each is a part of the first axis of the
+    pattern's result. theirs: a name with `{}` for the numbers of stacked axes. pattern: einops, theirs -> ours without
+    the stacked axes, as `(h k) d -> d h k`; empty where they agree. at: the numbers for each place of the stacked axis,
+    where they are not 0, 1, 2 ... (of layers that alternate between two blocks, or of ALBERT's groups).
     """
 
     ours: str | tuple[str, ...]
@@ -130,7 +130,7 @@ def _rest(row: Map, shapes: Mapping[str, Shape]) -> Shape:
 
 
 def _n_stacked(row: Map) -> int:
-    """The stacked axes: one for each number in the name, or one for all of them where `at` lists them."""
+    """Counts the stacked axes: one for each number in the name, or one for all of them where `at` lists them."""
     return min(1, row.theirs.count("{}")) if row.at is not None else row.theirs.count("{}")
 
 

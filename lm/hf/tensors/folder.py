@@ -40,7 +40,7 @@ class TensorFolder(contextlib.AbstractContextManager):
     arrays that were read stay good."""
 
     def __init__(self, folder: Path, files: dict[str, TensorFile]):
-        """files: the file that holds each tensor."""
+        """Takes the file that holds each tensor."""
         self.folder = folder
         self._files = files
         self._names = tuple(sorted(files))
@@ -65,7 +65,7 @@ class TensorFolder(contextlib.AbstractContextManager):
         return self._names
 
     def info(self, name: str) -> TensorInfo:
-        """Reads no data. UserError for a name that is not there."""
+        """Says what the header tells of a tensor; reads no data. UserError for a name that is not there."""
         file = self._file(name)
         return TensorInfo(file.places[name].shape, file.places[name].dtype, file.path)
 

@@ -61,7 +61,7 @@ def safetensors_places(path: Path, file: BinaryIO) -> dict[str, Place]:
 
 
 def _check_size(path: Path, header: dict[str, Any], data: int, size: int) -> None:
-    """UserError where the file has not the bytes that its header tells of: the library has one message for all such."""
+    """Raises UserError where the file is not as long as its header says: the library has one message for all such."""
     ends = {}
     for name, entry in header.items():
         match entry:

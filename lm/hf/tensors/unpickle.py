@@ -58,7 +58,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """first and strides in elements of `dtype`, from where the storage starts."""
+    """A tensor in a storage. first and strides: in elements of `dtype`, from where the storage starts."""
 
     storage: Storage
     dtype: np.dtype
@@ -127,7 +127,7 @@ class TensorUnpickler(pickle.Unpickler):
 
 @contextlib.contextmanager
 def damage_of(path: Path) -> Iterator[None]:
-    """A pickle that is cut or damaged can raise anything (its documentation says so); all of it is the file's."""
+    """Turns what a cut or damaged pickle raises, which can be anything (says its documentation), into UserErrors."""
     try:
         yield
     except UserError:

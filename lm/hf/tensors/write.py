@@ -92,7 +92,7 @@ def _check_info(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> 
 
 
 def _plan(infos: Infos, max_bytes: int) -> list[Infos]:
-    """As `split_state_dict_into_shards_factory` of huggingface_hub, so that shards are those of transformers."""
+    """Cuts as `split_state_dict_into_shards_factory` of huggingface_hub does: the shards are those of transformers."""
     shards: list[Infos] = []
     current: Infos = {}
     filled = 0
