@@ -78,7 +78,7 @@ class Bert(Model):
 
     @property
     def word_activation(self) -> Activation:
-        """Of the masked-word head."""
+        """The activation of the masked-word head."""
         return ACTIVATIONS[self.activation]
 
     def positions(self, rngs: nnx.Rngs) -> LearnedPositions:

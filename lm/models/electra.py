@@ -139,7 +139,7 @@ class Electra(Bert):
         }
 
     def project(self, rngs: nnx.Rngs) -> Linear | None:
-        """From the embedding to the layers, where they are not of one width."""
+        """The map from the embedding to the layers, where they are not of one width."""
         if self.d_embed == self.d_model:
             return None
         return Linear(self.d_embed, self.d_model, rngs=rngs, init=self.init, axes=(None, "embed"))

@@ -163,7 +163,7 @@ class EncoderDecoder(nnx.Module):
         segments: jax.Array | None = None,
         target_segments: jax.Array | None = None,
     ) -> Mask:
-        """What of the inputs [B,S] decoder tokens of shape [B,T] see."""
+        """The mask that says what of the inputs [B,S] decoder tokens of shape [B,T] see."""
         _, keys = attended(inputs, segments, valid)
         queries = target_segments
         if keys is not None and queries is None:

@@ -24,7 +24,7 @@ from lm.nn.stack import Stack
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTNeo(Model):
-    """d_ff None: 4 d_model. In the attention only the output has a bias. window, windowed: as GPT-2's."""
+    """GPT-Neo. d_ff None: 4 d_model. In the attention only the output has a bias. window, windowed: as GPT-2's."""
 
     d_ff: int | None = None
     max_positions: int = 2048

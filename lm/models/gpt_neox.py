@@ -25,8 +25,8 @@ from lm.nn.stack import Stack
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTNeoX(Model):
-    """parallel: both parts read the layer's input, each through its own norm; else the second reads what the first
-    left. d_ff None: 4 d_model. attention_bias: on all four maps."""
+    """GPT-NeoX. parallel: both parts read the layer's input, each through its own norm; else the second reads what the
+    first left. d_ff None: 4 d_model. attention_bias: on all four maps."""
 
     d_ff: int | None = None
     rope: Rope = Rope(fraction=0.25)

@@ -12,7 +12,8 @@ from lm.nn.block import Layer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mistral(Llama):
-    """window: keys that a query sees, its own included; None: all before it (from version 0.2 on)."""
+    """LLaMA with windows. window: keys that a query sees, its own included; None: all before it (from version 0.2
+    on)."""
 
     window: int | None = 4096
 

@@ -25,7 +25,8 @@ from lm.nn.stack import Stack
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OPT(Model):
-    """embed_dim: width of the embedding, None: d_model; where it is another, linear maps stand between (350M).
+    """GPT-3 with relu. embed_dim: width of the embedding, None: d_model; where it is another, linear maps stand between
+    (350M).
 
     post_norm: norms behind the parts and none at the end (350M). final_norm: after the last layer, of pre-norm only.
     bias: on all linear maps of a layer.

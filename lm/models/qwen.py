@@ -27,7 +27,7 @@ from lm.nn.stack import Stack
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen2(Llama):
-    """attention_bias: on q, k and v, never on the output. window, windowed: as GPT-2's."""
+    """LLaMA with biases. attention_bias: on q, k and v, never on the output. window, windowed: as GPT-2's."""
 
     rope: Rope = Rope(theta=1_000_000.0)
     norm_eps: float = 1e-6

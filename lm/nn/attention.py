@@ -44,7 +44,8 @@ class Scores:
 
 
 class Inits(NamedTuple):
-    """Of q, k and v, and of the output. q: of q alone (T5, which does not scale its scores, draws it smaller)."""
+    """Initial values: of q, k, v and of the output. q: of q alone (T5, whose scores are not scaled, draws it
+    smaller)."""
 
     qkv: Init
     out: Init
@@ -91,7 +92,7 @@ class Attention(nnx.Module):
             attach(self, q_norm=norms[0], k_norm=norms[1])
 
     def over_memory(self) -> Attention:
-        """The same, declared to take its keys and values from a memory."""
+        """Returns itself, declared to take its keys and values from a memory."""
         self.q.set_metadata(keys="memory")
         for name in ("k", "v", "k_bias", "v_bias", "k_norm"):
             place(getattr(self, name, None), "memory")

@@ -15,7 +15,7 @@ Remat = Literal["none", "selective", "dots", "full"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Read by `lm.nn.stack.Stack`, which hands it to every layer in its context.
+    """How a model runs: `lm.nn.stack.Stack` reads it and hands it to every layer in its context.
 
     scan: compile one unit of layers and loop over it (small programs, fast compiles), or unroll all of them.
     remat: what the backward pass recomputes (`lm.nn.stack`).

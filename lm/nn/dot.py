@@ -23,7 +23,7 @@ class Dot(Protocol):
 
 
 def default(spec: str, x: jax.Array, w: jax.Array, *, preferred_element_type: DTypeLike | None) -> jax.Array:
-    """In the dtype of the activations."""
+    """The product in the dtype of the activations."""
     return jnp.einsum(spec, x, w, preferred_element_type=preferred_element_type)
 
 

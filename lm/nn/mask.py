@@ -31,7 +31,7 @@ class Mask:
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def within(self, window: int | None) -> Mask:
-        """The same, of a layer that looks back over `window` tokens, the query's own included (None: over all)."""
+        """The mask of a layer that looks back over `window` tokens, the query's own included (None: over all)."""
         return dataclasses.replace(self, window=window)
 
     def keys_for(self, queries: slice) -> slice:

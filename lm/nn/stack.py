@@ -81,7 +81,7 @@ class Stack:
         cache: Any = None,
         record: bool = False,
     ) -> Stacked:
-        """x [B,S,D]; cache has a leading layers axis; `record` keeps the output of every layer."""
+        """Runs the layers over x [B,S,D]; cache has a leading layers axis; `record` keeps the output of every layer."""
         graphdefs, params = zip(*(nnx.split(block) for block in blocks), strict=True)
         keys = None if key is None else jax.random.split(key, len(self.order))
         context = context._replace(compute=self.compute)
@@ -172,7 +172,7 @@ def _unit(bodies, x: jax.Array, params: Sequence[Any], keys: Sequence[Any], cach
 
 
 def _cut(tree: Any, first: int, n: int) -> Any:
-    """Rows first to first + n of every array."""
+    """Takes rows first to first + n of every array."""
     return jax.tree.map(lambda x: x if n == x.shape[0] else x[first : first + n], tree)
 
 

@@ -62,7 +62,7 @@ class Predictions(NamedTuple):
     weights: jax.Array  # [B,P] float32: what each counts
 
     def score(self, model: Any, n_bytes: jax.Array, chunks: int) -> Score:
-        """n_bytes [B,P]: those that each target stands for."""
+        """The sums of each row. n_bytes [B,P]: those that each target stands for."""
         head, params = model.head_fn()
         nll = row_nll(head, params, self.hidden, self.targets, self.weights, chunks)
         return Score(nll, jnp.sum(self.weights, axis=-1), jnp.sum(n_bytes, axis=-1))

@@ -104,7 +104,7 @@ class CausalLM(Objective):
     def predictions(
         self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
     ) -> tuple[Predictions, Router | None]:
-        """Of the token after each, and what a mixture of experts did for it."""
+        """Predicts the token after each; returns what a mixture of experts did for it too."""
         packed = unpack(batch["tokens"], self.start_id, self.pad_id)
         weights = self.weights(batch, packed)
         within = {"positions": packed.positions, "segments": packed.segments} if self.document_mask else {}

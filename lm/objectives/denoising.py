@@ -63,7 +63,7 @@ class Denoising(Objective):
             raise UserError(f"objective.z_loss: expected 0 or more, got {self.z_loss}")
 
     def n_masked(self, n_tokens: int) -> int:
-        """Tokens in spans, of n_tokens >= 1 of text."""
+        """Counts the tokens in spans, of n_tokens >= 1 of text."""
         return max(round(self.rate * n_tokens), 1)
 
     @property
@@ -94,7 +94,7 @@ class Denoising(Objective):
         return decoder_loss(model, restored(self, model, batch, dtype=dtype, key=key), self.z_loss, 0.0, self.chunks)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """Of the whole row, the tokens that the encoder sees included."""
+        """Scores the whole row, the tokens that the encoder sees included."""
         predictions = restored(self, model, batch, dtype=dtype, key=None)
         targets = batch["targets"]
         n_bytes = jnp.where(targets != self.pad_id, token_bytes[targets], 0)

@@ -95,7 +95,7 @@ class MaskedLM(Objective):
 
     @property
     def _specials(self) -> tuple[int, ...]:
-        """The padding first, each once: BERT and RoBERTa end a document with the separator."""
+        """Lists the specials once each, padding first: BERT and RoBERTa end a document with the separator."""
         return tuple(dict.fromkeys((self.pad_id, self.start_id, self.mask_id, self.cls_id, self.sep_id)))
 
     @property
@@ -142,7 +142,7 @@ class MaskedLM(Objective):
         return functools.partial(self.examples, words=words_of(tokenizer)) if self.whole_word else self.examples
 
     def examples(self, rows: dict[str, np.ndarray], words: WordTable | None = None) -> dict[str, np.ndarray]:
-        """words: those of the tokenizer, which `whole_word` needs and `examples_for` gives."""
+        """Masks rows. words: those of the tokenizer, which `whole_word` needs and `examples_for` gives."""
         tokens, ids = noise.closed(rows["tokens"], self.pad_id, self.start_id), rows["id"]
         if self.whole_word and words is None:
             raise UserError(
@@ -177,7 +177,7 @@ class MaskedLM(Objective):
         return Loss(total, nll, jnp.sum(weights))
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """The masked tokens alone: their nll (a pseudo-likelihood) and bytes."""
+        """Scores the masked tokens alone: their nll (a pseudo-likelihood) and bytes."""
         predictions, _ = self.predictions(model, batch, dtype=dtype, key=None)
         n_bytes = jnp.where(predictions.weights > 0, token_bytes[predictions.targets], 0)
         return predictions.score(model, n_bytes, self.chunks)
@@ -185,7 +185,7 @@ class MaskedLM(Objective):
     def predictions(
         self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
     ) -> tuple[Predictions, jax.Array]:
-        """Of the masked tokens, and the hidden states [B,S,D] of all."""
+        """Predicts the masked tokens; returns the hidden states [B,S,D] of all too."""
         tokens = batch["tokens"]
         hidden = model(
             tokens, dtype=dtype, token_types=batch.get("token_types"), valid=tokens != self.pad_id, key=key

@@ -98,8 +98,8 @@ def choose(keys: np.ndarray, count: int | np.ndarray, width: int, eligible: np.n
 def _pack_nearest(
     keys: np.ndarray, count: int | np.ndarray, eligible: np.ndarray | None, place: np.uint64
 ) -> np.ndarray:
-    """Only the keys near the smallest, `count` of a row or more, in the order of their places, then MAX: a fraction of
-    the row, which `choose` is faster with."""
+    """Packs only the keys near the smallest, `count` of a row or more, in the order of their places, then MAX: a
+    fraction of the row, which `choose` is faster with."""
     m, n = keys.shape
     bound = _bound(count, np.full(m, n) if eligible is None else np.count_nonzero(eligible, axis=1))
     near = keys <= (bound | (place << np.uint64(1)) | np.uint64(1))[:, None]  # all that differ in the lower bits alone

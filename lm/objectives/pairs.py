@@ -12,8 +12,8 @@ NO_PAIR = -1  # label of a row that is too short to have two parts
 
 
 class Pairs(NamedTuple):
-    """The ids. Both methods take rows of the store [n,S+1] and a random bit of each, bool [n], and give tokens [n,S],
-    with "token_types" [n,S] and "pair" [n], the bit or NO_PAIR."""
+    """Makes rows of two parts, with these ids. Both methods take rows of the store [n,S+1] and a random bit of each,
+    bool [n], and give tokens [n,S], with "token_types" [n,S] and "pair" [n], the bit or NO_PAIR."""
 
     cls_id: int
     sep_id: int
@@ -64,14 +64,14 @@ class Pairs(NamedTuple):
         return _nearest(within & (tokens[:, :-1] == self.newline_id), twice, anywhere)
 
     def _lengths(self, tokens: np.ndarray) -> np.ndarray:
-        """[n,1], without the padding at the end."""
+        """The lengths of rows, [n,1], without the padding at the end."""
         length = np.empty((len(tokens), 1), np.int64)
         for own, which in noise.by_length(tokens, self.pad_id):
             length[which] = own
         return length
 
     def _joined(self, a, n_first, b, length, label, has_pair) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """a[:n_first] and b[: length - n_first] of each row, with what goes around and with them."""
+        """Joins a[:n_first] and b[: length - n_first] of each row, with what goes around and with them."""
         slot = np.arange(a.shape[1] + 3)
         second = slot > n_first + 1
         out = np.where(second, _taken(b, slot - n_first - 2), _taken(a, slot - 1 + np.zeros_like(length)))

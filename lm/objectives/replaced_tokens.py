@@ -66,7 +66,7 @@ class ReplacedTokens(MaskedLM):
         return (MaskedLMAndReplaced,)
 
     def features(self, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Those of `MaskedLM`, and noise uint32 [B,2], the key from which a row's words are drawn."""
+        """The features of `MaskedLM`, and noise uint32 [B,2], the key from which a row's words are drawn."""
         return super().features(batch_size, seq_len) | {"noise": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32)}
 
     def examples(self, rows: dict[str, np.ndarray], words: WordTable | None = None) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ class ReplacedTokens(MaskedLM):
     def predictions(
         self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
     ) -> tuple[Predictions, jax.Array]:
-        """Of the generator, and its hidden states."""
+        """The predictions of the generator, and its hidden states."""
         tokens = batch["tokens"]
         hidden = model.generate(tokens, dtype=dtype, valid=tokens != self.pad_id, key=key).hidden
         x = constrain(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1), "act_batch", None, None)

@@ -37,7 +37,7 @@ def decoder_loss(model: Any, predictions: Predictions, z_loss: float, label_smoo
 def restored(
     objective: Objective, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
 ) -> Predictions:
-    """Of "targets" [B,T] from what is left of them in "inputs" [B,S], one text a row, with padding at its end."""
+    """Predicts "targets" [B,T] from what is left of them in "inputs" [B,S], one text a row, with padding at its end."""
     inputs, targets = batch["inputs"], batch["targets"]
     targets_in = shift_right(targets, objective.decoder_start_id)
     hidden = model(inputs, targets_in, dtype=dtype, valid=inputs != objective.pad_id, key=key).hidden
@@ -50,14 +50,15 @@ def real(targets: jax.Array, pad_id: int) -> jax.Array:
 
 
 class Places(NamedTuple):
-    """Of packed sequences, [B,S] int32: the number of each, 1 and up, 0 on padding, and the place within it."""
+    """Where packed sequences stand, [B,S] int32: the number of each, 1 and up, 0 on padding, and the place within
+    it."""
 
     segments: jax.Array
     positions: jax.Array
 
 
 def places(tokens: jax.Array, eos_id: int, pad_id: int) -> Places:
-    """tokens [B,S] of sequences that each end with eos, with padding after the last."""
+    """Finds where sequences stand in tokens [B,S]: each ends with eos, and padding follows the last."""
     ends, real = tokens == eos_id, tokens != pad_id
     before = jnp.cumsum(ends, axis=1, dtype=jnp.int32) - ends
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
@@ -148,7 +149,7 @@ class Seq2Seq(Objective):
         return decoder_loss(model, predictions, self.z_loss, self.label_smoothing, self.chunks)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """Of the targets, given their sources."""
+        """Scores the targets, given their sources."""
         predictions = self.predictions(model, batch, dtype=dtype, key=None)
         n_bytes = jnp.where(predictions.weights > 0, token_bytes[predictions.targets], 0)
         return predictions.score(model, n_bytes, self.chunks)
@@ -156,7 +157,7 @@ class Seq2Seq(Objective):
     def predictions(
         self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None
     ) -> Predictions:
-        """Of every target of every pair."""
+        """Predicts every target of every pair."""
         inputs, targets = batch["inputs"], batch["targets"]
         source, target = (places(tokens, self.start_id, self.pad_id) for tokens in (inputs, targets))
         opens = (target.positions == 0) & (target.segments > 0)
@@ -174,7 +175,8 @@ class Seq2Seq(Objective):
         return Predictions(hidden, targets, real(targets, self.pad_id))
 
     def _pack(self, row, n_source, n_target, n):
-        """Which pairs [p] fit, and where each begins in its rows. A step of the loop is the k-th pair of every row."""
+        """Says which pairs [p] fit, and where each begins in its rows. A step of the loop is the k-th pair of every
+        row."""
         kept, source_at, target_at = np.zeros(len(row), bool), np.zeros_like(row), np.zeros_like(row)
         used_source, used_target = np.zeros(n, np.int64), np.zeros(n, np.int64)
         ordinal = np.arange(len(row)) - np.searchsorted(row, row)
@@ -188,7 +190,7 @@ class Seq2Seq(Objective):
         return kept, source_at, target_at
 
     def _copy(self, tokens, out, row, begin, length, at):
-        """tokens[row, begin : begin + length] and an eos to out[row, at:], for every piece [p]."""
+        """Copies tokens[row, begin : begin + length] and an eos to out[row, at:], for every piece [p]."""
         piece = np.repeat(np.arange(len(row)), length)
         within = np.arange(len(piece)) - (np.cumsum(length) - length)[piece]
         out[row[piece], at[piece] + within] = tokens[row[piece], begin[piece] + within]

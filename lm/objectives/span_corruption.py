@@ -87,7 +87,7 @@ class SpanCorruption(Objective):
         return self.first_sentinel_id - self.n_sentinels + 1
 
     def lengths(self, n_tokens: int) -> Lengths:
-        """For n_tokens >= 2 of text. Spans are fewer than T5 says where it would leave one without text before it."""
+        """The lengths for n_tokens >= 2 of text: fewer spans than T5 says where one would have no text before it."""
         n_noise = min(max(round(n_tokens * self.noise_density), 1), n_tokens - 1)
         spans = min(max(round(n_noise / self.mean_span), 1), n_tokens - n_noise)
         return Lengths(n_noise, spans, n_tokens - n_noise + spans + 1, n_noise + spans + 1)
@@ -150,7 +150,7 @@ class SpanCorruption(Objective):
         return decoder_loss(model, restored(self, model, batch, dtype=dtype, key=key), self.z_loss, 0.0, self.chunks)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """Of the targets, sentinels and eos included, which stand for no bytes."""
+        """Scores the targets, sentinels and eos included, which stand for no bytes."""
         predictions = restored(self, model, batch, dtype=dtype, key=None)
         targets = batch["targets"]
         is_sentinel = (targets <= self.first_sentinel_id) & (targets >= self._last_sentinel_id)

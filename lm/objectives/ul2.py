@@ -162,7 +162,7 @@ class UL2(Objective):
         return self._corruption(self.denoisers[0], 2).loss(model, batch, dtype=dtype, key=key)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
-        """Of the targets of every denoiser together, sentinels and eos included, which stand for no bytes."""
+        """Scores the targets of every denoiser together, sentinels and eos included, which stand for no bytes."""
         return self._corruption(self.denoisers[0], 2).score(model, batch, token_bytes, dtype=dtype)
 
     def _corruption(self, denoiser: Denoiser, seq_len: int) -> SpanCorruption:

@@ -26,9 +26,9 @@ class Spelling(Protocol):
 
 
 class WordBoundaries(NamedTuple):
-    """Of each id, bool [V]: whether its first and its last character are of a word. A token goes on with the word of
-    the one before it when that ends and it begins within one: so words are runs of letters, digits and `_`, and every
-    other token stands alone, as BERT's pre-tokenizer has it."""
+    """Says of each id, bool [V], whether its first and its last character are of a word. A token goes on with the word
+    of the one before it when that ends and it begins within one: so words are runs of letters, digits and `_`, and
+    every other token stands alone, as BERT's pre-tokenizer has it."""
 
     begins: np.ndarray
     ends: np.ndarray
@@ -71,7 +71,7 @@ def words_of(tokenizer: Spelling) -> WordBoundaries:
 
 
 def _of_word(character: str) -> bool:
-    """U+FFFD is a byte of a character that other tokens complete; marks belong to the letter before them."""
+    """Says whether a character is of a word: U+FFFD is a part of one, and marks belong to the letter before them."""
     return character.isalnum() or character in "_\ufffd" or unicodedata.category(character).startswith("M")
 
 

@@ -28,7 +28,7 @@ from lm.optim.schedules import Cosine, Schedule, expect
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all have. `lr` is the peak rate; `clip_norm` and `ema_decay` (None: off) are carried out by the step."""
+    """Base of all. `lr` is the peak rate; `clip_norm` and `ema_decay` (None: off) are carried out by the step."""
 
     lr: float
     schedule: Schedule = Cosine()

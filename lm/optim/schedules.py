@@ -152,7 +152,7 @@ class WSD(Schedule):
 
 
 def _progress(step: jax.Array, start: int, end: int) -> jax.Array:
-    """0 until `start`, 1 from `end` on."""
+    """Rises from 0 at `start` to 1 at `end`; flat outside."""
     return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
 
 
