@@ -128,7 +128,7 @@ def flatten(encoded: Any, at: str = "") -> dict[str, Any]:
 
 
 def _today(encoded: Any, key: str = "") -> Any:
-    """Names of our classes without the module that an old file has, and as they are called today."""
+    """Writes names of our classes as they are called today, without the module that an old file has."""
     if isinstance(encoded, dict):
         return {k: _today(v, k) for k, v in encoded.items()}
     if isinstance(encoded, list):
@@ -146,7 +146,7 @@ def field_types(kind: type) -> dict[str, Any]:
 
 
 def is_default(f: dataclasses.Field, value: Any) -> bool:
-    """Whether `value` is what the field has when nothing is said."""
+    """Says whether `value` is what the field has when nothing is said."""
     if f.default_factory is not dataclasses.MISSING:
         return value == f.default_factory()
     return f.default is not dataclasses.MISSING and value == f.default
@@ -292,7 +292,7 @@ def resolve_class(base: type, name: Any, at: str) -> type:
 
 
 def _subclasses(base: type) -> list[type]:
-    """All below `base` that has been imported, or `base` where nothing is. A `_Name` only exists to be subclassed."""
+    """Lists the classes below `base` that have been imported, else `base`. A `_Name` only exists to be subclassed."""
 
     def below(kind: type) -> list[type]:
         direct: list[type] = kind.__subclasses__()

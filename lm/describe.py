@@ -16,7 +16,7 @@ from lm.workdir import Workdir
 
 
 def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None = None) -> str:
-    """For a recipe (path or name) or the folder of a run. `n_devices` defaults to the fewest that the mesh fits."""
+    """Describes a recipe (path or name) or the folder of a run. `n_devices` defaults to the fewest the mesh fits."""
     if n_devices is not None and n_devices < 1:
         raise UserError(f"--devices: expected at least 1, got {n_devices}")
     resolved = _resolve(target, overrides)

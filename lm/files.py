@@ -42,7 +42,7 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """All of `content` under `path`, or nothing."""
+    """Writes all of `content` under `path`, or nothing."""
     with open_atomic(path) as f:
         f.write(content)
 

@@ -163,7 +163,7 @@ class DataPosition(NamedTuple):
 
 
 def data_position(workdir: str | Path | Workdir, step: int) -> DataPosition:
-    """After `step` steps of the run in `workdir`, by the checkpoints before and after, and else by its config.
+    """Finds the data after `step` steps of the run in `workdir`, by the checkpoints around it, else by its config.
 
     UserError where the sizes of batches were changed between the two checkpoints, which do not tell at which step. Nor
     do they tell then how large the batch is that begins at the first of them.
@@ -198,8 +198,8 @@ def data_position(workdir: str | Path | Workdir, step: int) -> DataPosition:
 
 
 def fitting_setup(config: Config) -> Setup:
-    """On the config's mesh, else on all devices as fsdp, else on one device: a run is read on other machines than it
-    ran on. A mesh fits whose devices divide the batch and the parameters."""
+    """Makes the setup on the config's mesh, else on all devices as fsdp, else on one device: a run is read on other
+    machines than it ran on. A mesh fits whose devices divide the batch and the parameters."""
     for mesh in (config.mesh, Mesh()):
         try:
             configs.check_mesh(dataclasses.replace(config, mesh=mesh), jax.device_count())

@@ -126,7 +126,7 @@ def scope(mesh: jax.sharding.Mesh, rules: Rules) -> Iterator[None]:
 
 
 def shards(axis: str) -> int:
-    """Over how many devices the current `scope` spreads a logical axis; 1 outside of one."""
+    """Says over how many devices the current `scope` spreads a logical axis; 1 outside of one."""
     current = _scope.get()
     if current is None:
         return 1

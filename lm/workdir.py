@@ -101,17 +101,17 @@ class Workdir:
         return self.path / f"{kind}_step_{step}.json"
 
     def is_imported(self) -> bool:
-        """Whether it holds a model that was not trained here."""
+        """Says whether it holds a model that was not trained here."""
         self.reach()
         return self.imported.is_dir()
 
     def has_checkpoints(self) -> bool:
-        """Whether a run has begun to save here; perhaps none is finished yet."""
+        """Says whether a run has begun to save here; perhaps none is finished yet."""
         self.reach()
         return self.checkpoints.is_dir()
 
     def is_new(self) -> bool:
-        """Whether nothing is there, or an empty folder."""
+        """Says whether nothing is there, or an empty folder."""
         self.reach()
         return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
 
@@ -151,7 +151,7 @@ class Workdir:
                 raise
 
     def reach(self) -> None:
-        """UserError where the bucket is not there or may not be listed; what is not the user's mistake passes."""
+        """Raises UserError where the bucket is not there or may not be listed; other failures pass."""
         if not self.is_remote:
             return
         try:
@@ -168,7 +168,7 @@ class Workdir:
 
 
 def write(path: epath.Path, text: str) -> None:
-    """All of `text` under `path`, or nothing: a store shows an object when it is complete."""
+    """Writes all of `text` under `path`, or nothing: a store shows an object when it is complete."""
     if _is_remote(path):
         path.write_bytes(text.encode())
     else:
@@ -246,7 +246,7 @@ def _list(bucket: str) -> None:
 
 
 def _remove_empty(folders: list[Path], lock: Path) -> None:
-    """The innermost first, which may hold the lock; not one that has something in it."""
+    """Removes folders, the innermost first, which may hold the lock; not one that has something in it."""
     if [path.name for path in folders[0].iterdir()] == [lock.name]:
         lock.unlink()
     with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ def _key(k: Any) -> str:
 
 
 def compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str, way_out: str) -> None:
-    """UserError where the paths or shapes differ, with the likely cause. where: folder and item."""
+    """Raises UserError where the paths or shapes differ, with the likely cause. where: folder and item."""
     missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     other = [p for p in sorted(wanted.keys() & stored.keys()) if wanted[p] != stored[p]]
     if not (missing or extra or other):

@@ -66,7 +66,7 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def save_params(self, step: int, params: dict[str, Any], meta: Meta) -> None:
-        """Weights alone, of a model that was not trained here; nothing can be resumed from them."""
+        """Saves weights alone, of a model that was not trained here; nothing can be resumed from them."""
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), params=ocp.args.StandardSave(params))
         with self._disk_errors():
             self._manager.save(step, args=args, force=True)
@@ -77,7 +77,7 @@ class Checkpoints:
         return Meta.decode(restored["meta"])
 
     def check(self, step: int, abstract_state: Any) -> None:
-        """UserError where the stored trees are not those of `abstract_state`; no array is read."""
+        """Raises UserError where the stored trees are not those of `abstract_state`; no array is read."""
         self._check(step, _items(abstract_state), WAY_OUT)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
@@ -86,16 +86,16 @@ class Checkpoints:
         return abstract_state._replace(params=found["params"], ema=found.get("ema"), **found["train"])
 
     def check_params(self, step: int, abstract_params: Any, way_out: str = WAY_OUT) -> None:
-        """UserError where `restore_params` would have one; no array is read."""
+        """Raises UserError where `restore_params` would; no array is read."""
         self._check(step, {self._weights(step): abstract_params}, way_out)
 
     def restore_params(self, step: int, abstract_params: Any, way_out: str = WAY_OUT) -> Any:
-        """The weights alone: their moving average where the run kept one. way_out: of weights that do not fit."""
+        """Restores the weights alone, their moving average where the run kept one. way_out: ends the error."""
         item = self._weights(step)
         return self._restore(step, {item: abstract_params}, way_out)[item]
 
     def wait(self) -> None:
-        """Until what was saved is on disk."""
+        """Waits until what was saved is on disk."""
         with self._disk_errors():
             self._manager.wait_until_finished()
 
@@ -121,7 +121,7 @@ class Checkpoints:
             compare(stored[item], shapes_of(tree), where, way_out)
 
     def _shapes(self, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
-        """item -> path -> shape, as stored."""
+        """Returns item -> path -> shape, as stored."""
         metadata = self._manager.item_metadata(step)
         trees = {k: v for k, v in metadata.items() if v is not None and k not in ("meta", "metrics")}
         return {k: shapes_of(getattr(v, "tree", v)) for k, v in trees.items()}

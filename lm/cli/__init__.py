@@ -63,7 +63,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of all commands, and each one's own."""
+    """Returns the parser of all commands, and the parser of each one."""
     parser = _Parser(prog="lm", description="Pretrain, evaluate and sample Transformer language models in JAX.")
     groups = {"": parser.add_subparsers(dest="command", required=True, metavar="COMMAND")}
     commands: dict[str, argparse.ArgumentParser] = {}

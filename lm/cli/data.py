@@ -105,7 +105,7 @@ def _data_verify(args: argparse.Namespace) -> int:
 
 
 def _stores(args: argparse.Namespace) -> dict[str, Store]:
-    """Of a folder as they are; of a recipe those it names, which must be made with its settings."""
+    """Finds the stores of a folder as they are, or those that a recipe names, which must be made with its settings."""
     from lm.data import open_corpus
     from lm.data.inspect import stats
     from lm.data.sources.files import is_remote

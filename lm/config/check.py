@@ -14,7 +14,7 @@ from lm.sharding import spec_for
 
 
 def rows_and_devices(config: Config) -> tuple[int, int | None]:
-    """What the number of sequences that are computed together is a multiple of, in every batch of the run; and the
+    """Returns a number that divides the sequences that are computed together, in every batch of the run; and the
     number of devices the mesh asks for, if it does."""
     rows = math.gcd(*(shape.rows for shape in BatchSchedule.of(config.data).shapes))
     return max(1, rows // config.train.microbatches), config.mesh.n_devices
@@ -69,8 +69,8 @@ def check(config: Config) -> None:
 
 
 def check_task(config: Config) -> None:
-    """The objective against what the model's head predicts. An imported model with another head is a run all the same,
-    which nothing here can train."""
+    """Checks the objective against what the model's head predicts. An imported model with another head is a run all
+    the same, which nothing here can train."""
     expected, got = config.objective.tasks, type(config.model.task)
     if got not in expected:
         raise UserError(
@@ -80,8 +80,8 @@ def check_task(config: Config) -> None:
 
 
 def _check_ids(config: Config) -> None:
-    """The ids of the objective against the vocabularies of the model and of a tokenizer that is trained here. A
-    tokenizer that is there already is read where its corpus is: see `lm.training.start`."""
+    """Checks the ids of the objective against the vocabularies of the model and of a tokenizer that is trained here.
+    A tokenizer that is there already is read where its corpus is: see `lm.training.start`."""
     model, objective, tokenizer = config.model, config.objective, config.data.tokenizer
     tokens = objective.special_tokens()
     for token in tokens:
@@ -105,7 +105,7 @@ def _check_ids(config: Config) -> None:
 
 
 def _check_parameters(config: Config) -> None:
-    """The parameters against those axes of the mesh that have a size, so that it fails before any data is prepared."""
+    """Checks the parameters against the axes of the mesh that have a size: it fails before any data is prepared."""
     sizes = config.mesh.sizes(config.mesh.min_devices)
     if max(sizes.values()) == 1:
         return
@@ -115,7 +115,7 @@ def _check_parameters(config: Config) -> None:
 
 
 def check_mesh(config: Config, n_devices: int) -> None:
-    """The batch and sequence against the mesh of `n_devices`."""
+    """Checks the batch and sequence against the mesh of `n_devices`."""
     for shape in BatchSchedule.of(config.data).shapes:
         _check_shape(config, config.mesh.sizes(n_devices), shape)
 

@@ -54,7 +54,7 @@ def resolved(config: Config, overrides: Sequence[str] = ()) -> Resolved:
 
 
 def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
-    """The same with overrides applied, checked across sections: types and values, what was there before included."""
+    """Applies overrides to `before` and checks all across sections: types and values, what was there included."""
     config = codec.override(before.config, *overrides)
     check(config)
     given = {p.removesuffix(f".{codec.TYPE}") for a in overrides for p in codec.assigned(a, config)}
@@ -68,7 +68,7 @@ def overridden(before: Resolved, overrides: Sequence[str]) -> Resolved:
 
 
 def changes(stored: str, config: Config) -> list[str]:
-    """`path: before -> now` of what differs from the config of a run, as it was stored.
+    """Lists `path: before -> now` of what differs from the config of a run, as it was stored.
 
     A field that the version of that run did not have counts where it is set.
     """

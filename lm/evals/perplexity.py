@@ -91,7 +91,7 @@ def evaluate(
 
 
 def total(results: Mapping[str, Perplexity]) -> Perplexity:
-    """All sources, which are of one unit, as one."""
+    """Adds up all sources, which are of one unit."""
     return Perplexity(
         nats=sum(r.nats for r in results.values()),
         tokens=sum(r.tokens for r in results.values()),

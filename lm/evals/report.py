@@ -12,7 +12,7 @@ from lm.evals.perplexity import Perplexity, compress, total
 
 
 def print_evaluation(results: Mapping[str, Perplexity], corpus: Corpus, title: str) -> None:
-    """One row a source. gzip and xz compress its whole validation split as one stream."""
+    """Prints a row for each source. gzip and xz compress its whole validation split as one stream."""
     every = total(results)
     compressed = every.bits_per_byte is not None
     table = Table(title=f"validation, {title}", title_justify="left")

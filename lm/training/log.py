@@ -46,7 +46,7 @@ class Log:
             self._progress.start()
 
     def train(self, step: int, total_steps: int, record: dict[str, Any], eta_s: float) -> None:
-        """One record of a log interval."""
+        """Writes the record of a log interval."""
         if not self.active:
             return
         self._write(step, "train", record)
@@ -61,7 +61,7 @@ class Log:
             self.console.print(f"step {step}/{total_steps}  {text}  eta {duration(eta_s)}")
 
     def evaluation(self, step: int, record: dict[str, Any], text: str) -> None:
-        """The result of an evaluation."""
+        """Writes the result of an evaluation."""
         if self.active:
             self._write(step, "eval", record)
             self.flush()

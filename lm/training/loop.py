@@ -61,7 +61,7 @@ class Loop:
         self.validate = Validation.make(setup, corpus)
 
     def run(self, state: State, start: Start, opening: str = "") -> Result:
-        """From `start`, whose state is given up, to `train.steps` or a request to stop.
+        """Trains from `start`, whose state is given up, to `train.steps` or a request to stop.
 
         All that a run writes it writes from here on: its config over that of an earlier start, and its log, without the
         records that it makes again.
@@ -78,7 +78,7 @@ class Loop:
                 return self.steps(state, at)
 
     def changes(self, start: Start) -> list[str]:
-        """Where the run goes on, and which settings are others than there."""
+        """Says where the run goes on, and which settings are others than there."""
         if start.meta is None:
             return []
         step, seen = start.position
@@ -88,7 +88,7 @@ class Loop:
         ]
 
     def steps(self, state: State, at: Position) -> Result:
-        """The host waits for the devices to log, evaluate and save, and is else a few steps ahead."""
+        """Runs the steps. The host waits for the devices to log, evaluate and save, and is else a few steps ahead."""
         config, clock = self.resolved.config, self.clock
         last = config.train.steps
         if at.step >= last:
@@ -138,7 +138,8 @@ class Loop:
         return Result(at.step, preempted, None if preempted else evaluation)
 
     def batches(self, examples_seen: int, end: int) -> Generator[tuple[BatchShape, dict[str, jax.Array]], None, None]:
-        """The batches from example `examples_seen` to `end`, one phase of the ramp after another, with their shapes."""
+        """Yields batches from example `examples_seen` to `end`, one phase of the ramp after another, with their
+        shapes."""
         from lm.data.loader.loader import make_loader
 
         objective, first = self.resolved.config.objective, True
@@ -185,7 +186,7 @@ class Loop:
         self.log.train(at, last, record, (last - at) * seconds / n)
 
     def flops(self, done: list[Done]) -> FlopsPerToken:
-        """The mean over the tokens of these steps."""
+        """The mean FLOPs over the tokens of these steps."""
         config = self.resolved.config
         tokens = collections.Counter[int]()
         for d in done:
@@ -194,7 +195,7 @@ class Loop:
         return FlopsPerToken(*(sum(each[n][i] * tokens[n] for n in tokens) / tokens.total() for i in range(2)))
 
     def evaluate(self, step: int, state: State) -> dict[str, perplexity.Perplexity]:
-        """What the evaluators find after `step` steps, which is logged."""
+        """Evaluates after `step` steps and logs what is found."""
         results = self.validate(state.evaluated)
         every = results | {"total": perplexity.total(results)}
         lines = [f"eval step {step}  {name}: {r}" for name, r in every.items() if name != "total" or len(results) > 1]
@@ -202,7 +203,7 @@ class Loop:
         return results
 
     def save(self, at: Position, state: State, evaluation: dict[str, perplexity.Perplexity] | None) -> None:
-        """A checkpoint, written in the background."""
+        """Saves a checkpoint, which is written in the background."""
         meta = Meta(
             config=self.resolved.to_json(),
             tokenizer=self.corpus.tokenizer.to_bytes(),

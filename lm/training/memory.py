@@ -27,7 +27,8 @@ class DeviceBytes:
 
 
 def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
-    """By arithmetic from axes and rules, for a mesh that need not exist. Raises where the rules do not fit it."""
+    """Counts by arithmetic from axes and rules, for a mesh that need not exist. Raises where the rules do not fit
+    it."""
     sizes = config.mesh.sizes(n_devices)
     spec = StateSpec.of(config)
 

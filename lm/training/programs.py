@@ -13,7 +13,7 @@ from lm.training.setup import Setup
 
 
 class Compiled(NamedTuple):
-    """step: (state, batch) -> (state, metrics)."""
+    """A compiled step, (state, batch) -> (state, metrics), and what compiling it took."""
 
     step: Any
     cache: CacheCounter

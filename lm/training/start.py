@@ -39,7 +39,7 @@ class Start:
 
     @classmethod
     def find(cls, folder: Workdir, setup: Setup, stream: Stream) -> Start:
-        """What is in `folder`, compared with what the config makes: the order of the data and the trees of arrays.
+        """Compares what is in `folder` with what the config makes: the order of the data and the trees of arrays.
         Raises UserError where they differ, and where the data ends before the run. Reads no array."""
         config, position, meta = setup.config, Position(), None
         if folder.has_checkpoints():
@@ -63,7 +63,7 @@ class Start:
 
 
 def initial_state(config: Config, setup: Setup) -> State:
-    """Fresh, or with the weights of another run, which keeps nothing of it but them."""
+    """Makes a fresh state, or one with the weights of another run and nothing else of it."""
     folder = config.train.init_from
     state = setup.init()
     if folder is None:
@@ -75,7 +75,7 @@ def initial_state(config: Config, setup: Setup) -> State:
 
 
 def _check_weights(config: Config, setup: Setup) -> None:
-    """The weights that a new run begins with, against its model: before a device holds any."""
+    """Checks the weights that a new run begins with against its model, before a device holds any."""
     if config.train.init_from is not None:
         with _weights(config) as (source, step):
             source.check_params(step, setup.abstract_state.params, WAY_OUT)
@@ -115,7 +115,7 @@ def prepare_once(config: Config) -> Corpus:
 
 
 def check_workdir(workdir: Workdir) -> None:
-    """An imported model has no optimizer state to go on from."""
+    """Refuses an imported model: it has no optimizer state to go on from."""
     if workdir.is_imported():
         raise UserError(
             f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
@@ -124,8 +124,8 @@ def check_workdir(workdir: Workdir) -> None:
 
 
 def tokenizer_of_weights(config: Config, workdir: Workdir) -> Tokenizer | None:
-    """That of the weights a new run begins with; None where it begins with none, goes on and needs them no more, or
-    they came without. UserError where the weights are not there, before a corpus is made."""
+    """The tokenizer of the weights a new run begins with; None where it begins with none, goes on and needs them no
+    more, or they came without. UserError where the weights are not there, before a corpus is made."""
     folder = config.train.init_from
     if folder is None or _has_checkpoint(workdir):
         return None
@@ -143,7 +143,8 @@ def tokenizer_of_weights(config: Config, workdir: Workdir) -> Tokenizer | None:
 
 
 def check_same_ids(config: Config, of_weights: Tokenizer | None, tokenizer: Tokenizer) -> None:
-    """Ids of another tokenizer would stand for other text than the weights learnt, and fit them all the same."""
+    """Refuses a corpus of another tokenizer: its ids stand for other text than the weights learnt, and fit all the
+    same."""
     if of_weights is not None and tokenizer.fingerprint != of_weights.fingerprint:
         folder = config.train.init_from
         raise UserError(
@@ -161,14 +162,14 @@ def _has_checkpoint(workdir: Workdir) -> bool:
 
 
 def check_named_tokenizer(config: Config) -> None:
-    """The tokenizer that the config names, before a corpus is made with it."""
+    """Checks the tokenizer that the config names, before a corpus is made with it."""
     name = config.data.tokenizer
     if isinstance(name, str) and exists(name):
         check_tokenizer(config, open_tokenizer(name))
 
 
 def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
-    """The tokenizer against the model and the objective."""
+    """Checks the tokenizer against the model and the objective."""
     objective = config.objective
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(

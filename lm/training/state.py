@@ -60,7 +60,7 @@ class StateSpec:
 
     @classmethod
     def of(cls, config: Config) -> StateSpec:
-        """Raises UserError where the schedule does not fit the run."""
+        """Derives the spec from a config. Raises UserError where the schedule does not fit the run."""
         model = models.abstract(config.model)
         axes = _map_infos(lambda i: i.axes, model.infos)
         decay = _map_infos(lambda i: i.decay, model.infos)

@@ -37,7 +37,7 @@ def make_train_step(
         return loss.total, loss
 
     def gradients(params, batch, key) -> tuple[dict, Loss]:
-        """Summed over microbatches; the caller divides once by the number of targets."""
+        """Sums gradients over microbatches; the caller divides once by the number of targets."""
         grad = jax.grad(loss_fn, has_aux=True)
         if microbatches == 1:
             return grad(params, batch, key)
