@@ -76,6 +76,7 @@ class Attention(nnx.Module):
         h, kv, k = heads.n, heads.n_kv or heads.n, heads.dim
         self.dropout, self.softcap = scores.dropout, scores.softcap
         self.scale = k**-0.5 if scores.scale is None else scores.scale
+        # `keys` marks the map at which `lm.models.cost` counts the FLOPs of the scores.
         self.q = param(rngs, (d_model, h, k), ("embed", "heads", "head_dim"), inits.q or inits.qkv, keys="token")
         self.k = param(rngs, (d_model, kv, k), ("embed", "kv_heads", "head_dim"), inits.qkv)
         self.v = param(rngs, (d_model, kv, k), ("embed", "kv_heads", "head_dim"), inits.qkv)
@@ -87,6 +88,7 @@ class Attention(nnx.Module):
             self.k_bias = param(rngs, (kv, k), ("kv_heads", "head_dim"), zeros, decay=False)
             self.v_bias = param(rngs, (kv, k), ("kv_heads", "head_dim"), zeros, decay=False)
         if self.out_bias:
+            # As a norm's scale: too small to shard.
             self.o_bias = param(rngs, (d_model,), ("norm",), zeros, decay=False)
         if norms is not None:
             attach(self, q_norm=norms[0], k_norm=norms[1])
@@ -121,7 +123,7 @@ class Attention(nnx.Module):
             if cache is not None:
                 cache = KVCache(*(_write(old, new, index) for old, new in zip(cache, (k, v), strict=True)))
                 k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
-        drops = self.dropout > 0.0 and key is not None
+        drops = self.dropout > 0.0 and key is not None  # without a key, as in evaluation, any kernel will do
         needed = kernels.needs(mask, bias=bias is not None, softcap=self.softcap is not None, dropout=drops)
         y = kernels.choose(compute.attention, needed)(
             q,
@@ -152,7 +154,7 @@ class Attention(nnx.Module):
             k = self.k_norm(k)
         if rotation is not None:
             k = rotate(k, rotation)
-        return KVCache(keep(k, "k"), keep(v, "v"))
+        return KVCache(keep(k, "k"), keep(v, "v"))  # kept behind bias, norm and rotation, which then run once
 
     def _queries(self, x: jax.Array, rotation: Rotation | None, compute: Compute) -> jax.Array:
         q = dot("bsd,dhk->bshk", x, self.q, compute.dot)

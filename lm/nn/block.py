@@ -85,7 +85,7 @@ class _Layers(nnx.Module):
     ):
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
         assert (cross is None) == (cross_norm is None)
-        cross = None if cross is None else cross.over_memory()
+        cross = None if cross is None else cross.over_memory()  # its keys are counted at the places of the encoder
         attach(self, cross_norm=cross_norm, cross=cross, post_norm1=post_norm1, post_norm2=post_norm2)
         self.dropout = dropout
 
@@ -94,7 +94,7 @@ class _Layers(nnx.Module):
         k_attn, k_drop = split_key(key, 2)
         y, own = self.attn(
             x,
-            context.mask.within(layer.window),
+            context.mask.within(layer.window),  # the context's mask has none: layers may differ in it
             context.rotations[layer.rotation] if context.rotations else None,
             bias=context.bias,
             scale=layer.scale,
@@ -114,7 +114,7 @@ class _Layers(nnx.Module):
     def _cross_attention(self, x, context: Context, key, cache: Cache):
         k_attn, k_drop = split_key(key, 2)
         if isinstance(cache, CrossCache):
-            memory = cache.memory
+            memory = cache.memory  # made once from the encoder's output, for all tokens to come
         else:
             assert context.memory is not None
             memory = self.cross.keys_values(context.memory, compute=context.compute)
@@ -140,6 +140,7 @@ class Block(_Layers):
     ) -> tuple[jax.Array, Cache, Any]:
         k_attn, k_cross, k_mlp = split_key(key, 3)
         y, cache = self._attention(self.norm1(x), context, layer, k_attn, cache)
+        # Kept, so that the backward pass of what follows need not run the attention again.
         x = keep(x + y, "residual")
         if hasattr(self, "cross"):
             x = keep(x + self._cross_attention(self.cross_norm(x), context, k_cross, cache), "residual")

@@ -24,7 +24,7 @@ class Compute:
     dot: a kind of product of activations with weights, of `lm.nn.dot`.
     """
 
-    scan: bool = True
+    scan: bool = True  # also 1.14 times as fast as unrolled on a CPU, at 10M parameters
     remat: Remat = "selective"
     attention: str = AUTO
     # Blocks skip the future: 1.08 times the steps of all at once, at 10M parameters on a CPU (README, Speed). Larger

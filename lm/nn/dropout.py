@@ -11,7 +11,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))  # scaled in training, so that evaluation does nothing
 
 
 def split_key(key: jax.Array | None, n: int) -> tuple[jax.Array | None, ...]:

@@ -44,8 +44,8 @@ class Embed(nnx.Module):
         self.table = param(rngs, (vocab_size, d_model), ("vocab", "embed"), init, used="lookup")
 
     def __call__(self, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
-        x = look_up(self.table[...].astype(dtype), ids, "act_vocab")
-        if self.pad_id is not None:
+        x = look_up(self.table[...].astype(dtype), ids, "act_vocab")  # cast before it is gathered: fewer bytes travel
+        if self.pad_id is not None:  # as torch's padding_idx: the row is read and learns nothing
             x = jnp.where((ids == self.pad_id)[..., None], jax.lax.stop_gradient(x), x)
         # The scale is rounded to the compute dtype, as the models that have one were trained (Gemma in bfloat16).
         return x if self.scale == 1.0 else x * jnp.asarray(self.scale, dtype)
@@ -96,11 +96,12 @@ class Head(nnx.Module):
         if hasattr(self, "transform"):
             x = self.transform(x)
         if self.scale != 1.0:
-            x = x * jnp.asarray(self.scale, x.dtype)
+            x = x * jnp.asarray(self.scale, x.dtype)  # as T5 does: before the product, rounded to the compute dtype
         assert not self.tied or embed is not None
         logits = _project(x, embed.table if self.tied and embed is not None else self.table)
         if hasattr(self, "bias"):
             bias = self.bias[...].astype(jnp.float32)
+            # Fixed, it is a buffer in torch: loaded, stored and never trained.
             logits = logits + (jax.lax.stop_gradient(bias) if self.fixed_bias else bias)
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
@@ -122,7 +123,7 @@ def head_fn(head: Head, embed: Embed) -> tuple[Callable[[Any, jax.Array], jax.Ar
         own, table = params
         return nnx.merge(graphdef, own).logits(x, nnx.merge(embed_graphdef, table))
 
-    return f, (params, table)
+    return f, (params, table)  # the gradients of a tied table's two uses add up
 
 
 def _project(x: jax.Array, table: nnx.Param) -> jax.Array:

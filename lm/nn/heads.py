@@ -23,7 +23,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         init: Init,
         bias: bool = True,
-        axes: tuple[str | None, str | None] = ("embed", None),
+        axes: tuple[str | None, str | None] = ("embed", None),  # the output is some labels, which no mesh axis divides
     ):
         self.kernel = param(rngs, (d_in, d_out), axes, init)
         if bias:
@@ -39,6 +39,7 @@ class Pooler(nnx.Module):
 
     def __init__(self, d_model: int, *, rngs: nnx.Rngs, init: Init):
         self.dense = Linear(d_model, d_model, rngs=rngs, init=init)
+        # It runs once a row, and its FLOPs are counted so.
         place(self, "row")
 
     def __call__(self, x: jax.Array) -> jax.Array:

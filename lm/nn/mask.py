@@ -40,6 +40,7 @@ class Mask:
         n = self.kv_index.shape[0]
         if not (self.aligned and self.causal):
             return slice(0, n)
+        # The window of the block's first query.
         first = 0 if self.window is None else max(0, queries.start - self.window + 1)
         return slice(first, queries.stop if self.prefix is None else n)
 
@@ -65,7 +66,7 @@ class Mask:
             parts.append((ahead < self.window)[None, None])
         if self.q_segments is not None and self.kv_segments is not None:
             parts.append((self.q_segments[:, :, None] == self.kv_segments[:, None, :])[:, None])
-        dense = None
+        dense = None  # and not all True: a mask that hides nothing costs nothing
         for part in parts:
             dense = part if dense is None else dense & part
         return dense

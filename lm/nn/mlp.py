@@ -44,6 +44,7 @@ class MLP(nnx.Module):
         compute: Compute = DEFAULT,
     ) -> tuple[jax.Array, None]:
         y = dot("bsd,df->bsf", x, self.up, compute.dot)
+        # Before the activation, which is cheap to make again.
         y = keep(y + cast(self.up_bias, x) if self.bias else y, "up")
         y = constrain(self.activation(y), "act_batch", "act_seq", "act_mlp")
         y = dot("bsf,fd->bsd", dropout(y, self.dropout, key), self.down, compute.dot)

@@ -93,11 +93,12 @@ class MoE(nnx.Module):
         weights, chosen = _top_k(probs, self.top_k)
         if self.normalize:
             weights = weights / weights.sum(-1, keepdims=True)
-        hot = jax.nn.one_hot(chosen, self.n_experts) * valid[..., None, None]
+        hot = jax.nn.one_hot(chosen, self.n_experts) * valid[..., None, None]  # padding takes no place in a queue
         if self.capacity_factor is None:
             y, dropped = self._dropless(x, weights, jnp.where(valid[..., None], chosen, self.n_experts)), jnp.zeros(())
         else:
             capacity = math.ceil(self.capacity_factor * self.top_k * x.shape[1] / self.n_experts)
+            # A token chooses an expert once, so that a row never sends one more than its own length.
             y, dropped = self._dispatch(x, weights, hot, min(capacity, x.shape[1]), compute.dot)
         z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
         seen = valid.astype(jnp.float32)
@@ -108,7 +109,7 @@ class MoE(nnx.Module):
         """weights, chosen [B,S,k], E for no choice. A device sorts its own tokens and has a part of each expert."""
         into, out_of = (None, None, "act_mlp"), (None, "act_mlp", None)
         tokens = ("act_batch", "act_seq", None)
-        run = per_device(
+        run = per_device(  # the compiler would gather all tokens for the sort
             functools.partial(_sorted_experts, activation=self.activation),
             (tokens, tokens, tokens, into, into, out_of),
             tokens,
@@ -125,6 +126,7 @@ class MoE(nnx.Module):
         place = jnp.swapaxes((jnp.cumsum(queue, axis=1) - 1).reshape(b, k, s, e), 1, 2)
         taken = hot * (place < capacity)
         place = jnp.where(taken.sum(2) > 0, (place * taken).sum(2), -1)  # [B,S,E]: a token chooses an expert once
+        # All zeros for -1: a dropped pair is sent nowhere.
         dispatch = jax.nn.one_hot(place.astype(jnp.int32), capacity, dtype=x.dtype)
         combine = dispatch * jnp.einsum("bske,bsk->bse", taken, weights)[..., None].astype(x.dtype)
 
@@ -141,6 +143,7 @@ class MoE(nnx.Module):
 def _top_k(probs: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """`jax.lax.top_k` along the last axis as a sort, which the compiler divides over devices; it gathers for top_k."""
     places = jax.lax.broadcasted_iota(jnp.int32, probs.shape, probs.ndim - 1)
+    # Stable: of equal ones the lower id is first, as in top_k.
     negative, places = jax.lax.sort((-probs, places), dimension=-1, num_keys=1, is_stable=True)
     return -negative[..., :k], places[..., :k]
 
@@ -149,10 +152,12 @@ def _sorted_experts(x, weights, chosen, gate, up, down, *, activation) -> jax.Ar
     b, s, d = x.shape
     k, e = chosen.shape[-1], gate.shape[0]
     order = jnp.argsort(chosen.reshape(-1), stable=True)  # [N k]: the pairs of token and choice, by expert
+    # The last count is of what goes nowhere.
     sizes = jnp.bincount(chosen.reshape(-1), length=e + 1)[:e].astype(jnp.int32)
     sent = x.reshape(-1, d)[order // k]
     y = activation(keep(grouped_dot(sent, gate, sizes), "gate")) * keep(grouped_dot(sent, up, sizes), "up")
     y = grouped_dot(y, down, sizes)[jnp.argsort(order)].reshape(b, s, k, d)
+    # The sum over experts is in float32 and rounded once.
     return jnp.einsum("bskd,bsk->bsd", y, weights, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
@@ -161,6 +166,7 @@ def balance_loss(counts: jax.Array, probs: jax.Array, n: jax.Array, n_experts: i
 
     counts, probs [E] and n are `Router`'s, summed over whatever is to be balanced as one: tokens, and layers.
     """
+    # A batch of padding alone has no tokens.
     n = jnp.maximum(n, 1)
     return n_experts * jnp.sum(counts / n * (probs / n))
 
@@ -181,10 +187,11 @@ def grouped_dot(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, w, sizes, tpu=jax.lax.ragged_dot, default=blocked_dot)
 
 
-@jax.custom_vjp
+@jax.custom_vjp  # by hand: JAX has no reverse mode for a loop whose number of turns is known at run time alone
 def blocked_dot(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     """`grouped_dot` as a loop over blocks of rows of one group each: M + E BLOCK rows of work at most."""
     block, n, at = _blocks(x.shape[0], sizes)
+    # The last block may reach beyond the rows, where dynamic_slice would move it back.
     padded = jnp.pad(x, ((0, block), (0, 0)))
 
     def body(i, y):
@@ -209,9 +216,11 @@ def _blocked_dot_backward(saved, g):
     def body(i, dw):
         group, start, end = at(i)
         rows, grads = (jax.lax.dynamic_slice_in_dim(a, start, block) for a in (x_padded, g_padded))
+        # Rows behind the end are of other groups.
         grads = jnp.where((start + jnp.arange(block) < end)[:, None], grads, 0)
         return dw.at[group].add(jnp.matmul(rows.T, grads, preferred_element_type=jnp.float32))
 
+    # Float32: each block adds to it.
     dw = jax.lax.fori_loop(0, n, body, jnp.zeros(w.shape, jnp.float32)).astype(w.dtype)
     return blocked_dot(g, jnp.swapaxes(w, 1, 2), sizes), dw, None
 

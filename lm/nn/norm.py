@@ -23,7 +23,7 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         scale = 1.0 + self.scale[...] if self.centered else self.scale[...]
-        return (y * scale).astype(x.dtype)
+        return (y * scale).astype(x.dtype)  # rounded once, behind the scale
 
 
 class LayerNorm(nnx.Module):
@@ -36,6 +36,6 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)  # two passes: E[x^2] - mean^2 loses digits where the mean is large
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)

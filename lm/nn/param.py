@@ -60,7 +60,7 @@ def place(part: nnx.Module | nnx.Param | None, used: Used, *, was: Used = "token
     """Declares for what a part holds that it is used at other places than it was: its container knows, it does not."""
     if isinstance(part, nnx.Param):
         meta = part.get_metadata()
-        if meta["used"] == was:
+        if meta["used"] == was:  # what a part declared itself stays
             part.set_metadata(used=used)
         if meta["keys"] == was:
             part.set_metadata(keys=used)
@@ -90,7 +90,7 @@ def keep(x: jax.Array, name: str) -> jax.Array:
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
     """(graphdef, params, infos): the parameters as a plain nested dict, and a `ParamInfo` for each."""
     graphdef, state = nnx.split(module)
-    params = nnx.to_pure_dict(state)
+    params = nnx.to_pure_dict(state)  # plain dicts: paths in checkpoints do not depend on Flax
     infos: dict = {}
     for path, variable in nnx.to_flat_state(state):
         meta = variable.get_metadata()

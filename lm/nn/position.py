@@ -88,7 +88,7 @@ class RelativeBias(nnx.Module):
     def __init__(
         self, n_heads: int, n_buckets: int, max_distance: int, bidirectional: bool, *, rngs: nnx.Rngs, init: Init
     ):
-        least = 4 if bidirectional else 2
+        least = 4 if bidirectional else 2  # a side needs a bucket for the distance 0 and one for the rest
         if n_buckets < least:
             raise UserError(f"model.relative_buckets: expected at least {least}, got {n_buckets}; raise it")
         one_side = n_buckets // 2 if bidirectional else n_buckets
@@ -98,10 +98,12 @@ class RelativeBias(nnx.Module):
                 f"their own, got {max_distance}; raise it or lower model.relative_buckets"
             )
         self.one_side, self.max_distance, self.bidirectional = one_side, max_distance, bidirectional
+        # Sharded as the heads of the scores it is added to.
         self.table = param(rngs, (n_buckets, n_heads), ("position", "heads"), init, decay=False, used="lookup")
 
     def __call__(self, q_index: jax.Array, kv_index: jax.Array) -> jax.Array:
         """q_index [S], kv_index [T], places in the row -> float32 [1,H,S,T]."""
+        # The scores it is added to are float32.
         bias = self.table[...].astype(jnp.float32)[self.buckets(kv_index[None, :] - q_index[:, None])]
         return jnp.transpose(bias, (2, 0, 1))[None]
 
@@ -109,7 +111,7 @@ class RelativeBias(nnx.Module):
         """relative = key's place - query's place, any shape -> the bucket, int32."""
         distance = jnp.abs(relative) if self.bidirectional else jnp.maximum(-relative, 0)
         bucket = jnp.asarray(_distance_buckets(self.one_side, self.max_distance))[
-            jnp.minimum(distance, self.max_distance)
+            jnp.minimum(distance, self.max_distance)  # all beyond share the last bucket
         ]
         return bucket + jnp.where(relative > 0, self.one_side, 0) if self.bidirectional else bucket
 

@@ -23,6 +23,7 @@ class Rotation(NamedTuple):
 def rotate(x: jax.Array, r: Rotation) -> jax.Array:
     """x [B,S,H,K]: its first R lanes rotated in the half-split layout (lane i with lane i + R/2), in float32."""
     half = r.sin.shape[-1]
+    # Halves, as in Hugging Face's files; Meta's own rotate neighbouring lanes.
     a, b = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
     sin, cos = r.sin[:, :, None], r.cos[:, :, None]
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -70,10 +71,11 @@ class DynamicScaling(Scaling):
     max_positions: int
 
     def frequencies(self, theta: float, dim: int, positions: jax.Array) -> jax.Array:
-        if dim < 4:
+        if dim < 4:  # dim - 2 is divided by below
             raise UserError(f"model.rope: dynamic scaling needs at least 4 rotated lanes, got {dim}; raise fraction")
         length = jnp.maximum(jnp.max(positions) + 1, self.max_positions).astype(jnp.float32)
         growth = self.factor * (length / self.max_positions) - (self.factor - 1)
+        # (theta growth^(dim / (dim - 2)))^(-2i / dim), with the growth, which is traced, as a factor of its own.
         exponents = (-np.arange(0, dim, 2) / (dim - 2)).astype(np.float32)
         return growth**exponents * lane_frequencies(theta, dim).astype(np.float32)
 
@@ -133,7 +135,7 @@ class YarnScaling(Scaling):
     def attention(self) -> float:
         if self.attention_factor is not None:
             return self.attention_factor
-        log = 0.1 * math.log(max(self.factor, 1.0))
+        log = 0.1 * math.log(max(self.factor, 1.0))  # a factor below 1 does not soften attention
         if self.mscale is not None and self.mscale_all_dim is not None:
             return (log * self.mscale + 1) / (log * self.mscale_all_dim + 1)
         return log + 1
@@ -146,7 +148,7 @@ class YarnScaling(Scaling):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, dim - 1)
-        width = high - low or 0.001
+        width = high - low or 0.001  # as in the authors' code: both ends may be one lane
         fast = lane_frequencies(theta, dim)
         return _blend(fast / self.factor, fast, 1 - (np.arange(dim // 2) - low) / width)
 
@@ -170,7 +172,7 @@ class Rope:
 
     def dim(self, head_dim: int) -> int:
         """R, how many lanes of a head are rotated."""
-        dim = int(head_dim * self.fraction)
+        dim = int(head_dim * self.fraction)  # truncated, as in transformers
         if dim < 2 or dim % 2:
             raise UserError(
                 f"model.rope: expected an even number of rotated lanes, got int({head_dim} * {self.fraction}) = {dim}; "
@@ -182,6 +184,7 @@ class Rope:
         """positions [B,S] -> sin, cos [B,S,R/2] in float32."""
         dim, scaling = self.dim(head_dim), self.scaling
         frequencies = scaling.frequencies(self.theta, dim, positions) if scaling else lane_frequencies(self.theta, dim)
+        # Float32 in any precision of the compute: bfloat16 cannot tell position 257 from 256.
         angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
         factor = scaling.attention if scaling else 1.0
         return Rotation(jnp.sin(angles) * factor, jnp.cos(angles) * factor)

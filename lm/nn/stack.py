@@ -83,6 +83,7 @@ class Stack:
     ) -> Stacked:
         """Runs the layers over x [B,S,D]; cache has a leading layers axis; `record` keeps the output of every layer."""
         graphdefs, params = zip(*(nnx.split(block) for block in blocks), strict=True)
+        # By layer: scanned and unrolled, dropout is the same.
         keys = None if key is None else jax.random.split(key, len(self.order))
         context = context._replace(compute=self.compute)
 
@@ -92,10 +93,13 @@ class Stack:
 
             if self.compute.remat == "none":
                 return one
+            # Within a scan XLA cannot merge the recomputation with the forward pass, and the barriers against it would
+            # only cost time.
             return jax.checkpoint(one, policy=_POLICIES[self.compute.remat], prevent_cse=not self.compute.scan)
 
         outs = []
         first = 0
+        # Unrolled, it is one unit of all layers, which finds its parameters by index, as a shared one does.
         for segment in segments(self.order) if self.compute.scan else [Segment(self.order, 1, True)]:
             n = len(segment.unit) * segment.repeats
             x, out = _run(segment, run, params, x, _cut(keys, first, n), _cut(cache, first, n), record)
@@ -111,7 +115,7 @@ def segments(order: Sequence[Layer]) -> list[Segment]:
     while at < len(order):
         longest = min(MAX_UNIT, len(order) - at)
         options = [_repeat(order, at, size, shared) for size in range(1, longest + 1) for shared in (False, True)]
-        options = options[:1] + [s for s in options if s.repeats > 1]
+        options = options[:1] + [s for s in options if s.repeats > 1]  # where nothing repeats, a single layer
         best = max(options, key=lambda s: len(s.unit) * s.repeats)  # of equals the first, with the shortest unit
         out.append(best)
         at += len(best.unit) * best.repeats
@@ -120,6 +124,7 @@ def segments(order: Sequence[Layer]) -> list[Segment]:
 
 def _repeat(order: Sequence[Layer], at: int, size: int, shared: bool) -> Segment:
     unit = tuple(order[at : at + size])
+    # How far a layer's index moves from repeat to repeat.
     steps = [0 if shared else sum(other.block == layer.block for other in unit) for layer in unit]
     repeats = 1
     while at + (repeats + 1) * size <= len(order) and all(
@@ -154,7 +159,7 @@ def _run(segment: Segment, run: Any, params: Sequence[Any], x: jax.Array, keys: 
     if not shared:
         for b, indexes in used.items():
             moving[b] = folded(_cut(params[b], min(indexes), repeats * len(indexes)), len(indexes))
-    fixed = {b: params[b] for b in used if shared}
+    fixed = {b: params[b] for b in used if shared}  # as scanned arrays they would be repeated for each turn
     xs = (moving, folded(keys, len(unit)), folded(caches, len(unit)))
     x, outs = jax.lax.scan(lambda x, xs: body(x, (fixed | xs[0], *xs[1:])), x, xs, length=repeats)
     return x, tuple(jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), out) for out in outs)

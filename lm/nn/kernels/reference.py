@@ -56,7 +56,7 @@ def attend(
 def _attend(q, k, v, mask: Mask, scale, bias, softcap, dropout_rate: float, key: jax.Array | None) -> jax.Array:
     b, s, h, d = q.shape
     g = k.shape[2]
-    q = q.reshape(b, s, g, h // g, d)
+    q = q.reshape(b, s, g, h // g, d)  # grouped: keys are not repeated for the heads that share them
     scores = jnp.einsum("bsgrk,btgk->bgrst", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -64,6 +64,6 @@ def _attend(q, k, v, mask: Mask, scale, bias, softcap, dropout_rate: float, key:
         scores = scores + bias.reshape(bias.shape[0], g, h // g, *bias.shape[2:])
     dense = mask.dense()
     if dense is not None:
-        scores = jnp.where(dense[:, :, None], scores, -1e30)
+        scores = jnp.where(dense[:, :, None], scores, -1e30)  # finite: a row that sees nothing becomes a mean, not NaN
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key).astype(q.dtype)
     return jnp.einsum("bgrst,btgk->bsgrk", weights, v).reshape(b, s, h, d)
