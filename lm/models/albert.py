@@ -40,6 +40,7 @@ class Albert(Bert):
 
     @property
     def order(self) -> tuple[Layer, ...]:
+        # The rounding of transformers, which decides where groups are unequal.
         groups = [int(i / (self.n_layers / self.n_groups)) for i in range(self.n_layers)]
         return tuple(Layer(index=group * self.inner_layers + j) for group in groups for j in range(self.inner_layers))
 

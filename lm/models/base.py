@@ -47,7 +47,7 @@ class Model(metaclass=Renaming):
     """
 
     family: ClassVar[Architecture] = "decoder"
-    renamed: ClassVar[Mapping[str, str]] = {
+    renamed: ClassVar[Mapping[str, str]] = {  # stored runs and recipes of older versions have these here
         "scan": "compute.scan",
         "remat": "compute.remat",
         "attention_block": "compute.query_block",
@@ -59,7 +59,7 @@ class Model(metaclass=Renaming):
     n_heads: int
     dropout: float = 0.0
     attention_dropout: float | None = None
-    init_std: float = 0.02
+    init_std: float = 0.02  # GPT-2's and BERT's
     pad_id: int | None = None
     task: Task = LanguageModeling()
     compute: Compute = Compute()
@@ -69,6 +69,7 @@ class Model(metaclass=Renaming):
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
                 raise UserError(f"model.{name}: expected a rate in [0, 1), got {getattr(self, name)}")
+        # Heads with a width of their own may be wider together than the model.
         if self.d_model % self.n_heads and getattr(self, "head_dim", None) is None:
             raise UserError(f"model.n_heads: {self.n_heads} does not divide model.d_model {self.d_model}")
 
@@ -132,7 +133,7 @@ def abstract(model: Model) -> Abstract:
 
 @functools.lru_cache(maxsize=64)  # tracing takes 0.1 to 1 s, and a start asks for the same model in several places
 def _abstract(model: Model) -> Abstract:
-    graphdef, tree, infos = params.split(nnx.eval_shape(lambda: model.build(nnx.Rngs(0))))
+    graphdef, tree, infos = params.split(nnx.eval_shape(lambda: model.build(nnx.Rngs(0))))  # any seed: nothing is drawn
     tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), tree)
     return Abstract(graphdef, tree, infos)
 

@@ -20,6 +20,7 @@ def count_active(model: Model, infos: dict) -> int:
 
 
 def _size(model: Model, info: params.ParamInfo) -> float:
+    # A matrix of experts is [L,E,D,F]; the router, [L,D,E], sees every token.
     return math.prod(info.shape) * (model.active_experts if "experts" in info.axes and len(info.shape) > 3 else 1.0)
 
 
@@ -54,12 +55,14 @@ def flops_per_token(model: Model, infos: dict, seq_len: int, row: Row | None = N
     full = causal = 0.0
     for info in params.paths(infos).values():
         times = uses if "layers" in info.axes else 1.0
-        work = 6.0 * times * _size(model, info) * places[info.used]
+        work = 6.0 * times * _size(model, info) * places[info.used]  # 2 a parameter forward, 4 backward
         full, causal = full + work, causal + work
         if info.keys is None:
             continue
         n_layers, _, n_heads, head_dim = info.shape
+        # Q k^T and its product with v, 2 each forward and twice that backward.
         work = 12.0 * times * n_layers * n_heads * head_dim * places[info.used] * places[info.keys]
+        # Only a decoder's attention over itself is causal.
         half = model.family != "encoder" and info.used == info.keys == "token"
         full, causal = full + work, causal + (work / 2 if half else work)
     return FlopsPerToken(full / seq_len, causal / seq_len)

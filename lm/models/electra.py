@@ -46,7 +46,7 @@ class Detector(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out(self.activation(self.dense(x)).astype(jnp.float32))[..., 0]
+        return self.out(self.activation(self.dense(x)).astype(jnp.float32))[..., 0]  # the loss reads it: float32
 
 
 class ElectraEncoder(Encoder):
@@ -129,6 +129,7 @@ class Electra(Bert):
             )
         size = self.generator
         n_layers = self.n_layers if size.n_layers is None else size.n_layers
+        # Its parts are those of a BERT of this size.
         small = dataclasses.replace(self, d_model=size.d_model, n_heads=size.n_heads, n_layers=n_layers, d_ff=size.d_ff)
         stack = Stack(small.order, self.compute)
         layers, head = stack.init(small.block, rngs), small.word_head(rngs)

@@ -122,7 +122,7 @@ class Encoder(Trunk):
 
     def pooled(self, x: jax.Array) -> jax.Array:
         """hidden [B,S,D] -> [B,D], what stands for the whole text."""
-        return self.pooler(x[:, 0]) if hasattr(self, "pooler") else x[:, 0]
+        return self.pooler(x[:, 0]) if hasattr(self, "pooler") else x[:, 0]  # the state of the first token, [CLS]
 
     def logits(self, x: jax.Array) -> jax.Array:
         """hidden [B,S,D] -> float32 [B,S,V]: which word is masked."""
@@ -148,4 +148,4 @@ def attended(
     if valid is None:
         return segments, segments
     queries = jnp.ones_like(tokens) if segments is None else segments
-    return queries, jnp.where(valid, queries, -1)
+    return queries, jnp.where(valid, queries, -1)  # a query that is not valid attends all the same: nobody reads it

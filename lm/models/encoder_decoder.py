@@ -96,7 +96,7 @@ class EncoderDecoder(nnx.Module):
         head: Head | None = None,
         labeler: LinearHead | DenseHead | None = None,
     ):
-        place(encoder, "memory")
+        place(encoder, "memory")  # it runs over the inputs, whose number may be another
         tie(head, embed if target_embed is None else target_embed)
         self.embed, self.encoder = embed, encoder
         attach(self, decoder=decoder, target_embed=target_embed, head=head, labeler=labeler)

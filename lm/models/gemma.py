@@ -104,7 +104,7 @@ class Gemma3(Gemma2):
     def order(self) -> tuple[Layer, ...]:
         windowed = self.windowed
         return tuple(
-            dataclasses.replace(layer, rotation=int(windowed[i % len(windowed)]))
+            dataclasses.replace(layer, rotation=int(windowed[i % len(windowed)]))  # 1 is `local_rope`
             for i, layer in enumerate(super().order)
         )
 

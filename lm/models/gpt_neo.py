@@ -49,7 +49,7 @@ class GPTNeo(Model):
 
     def build(self, rngs: nnx.Rngs) -> Decoder:
         init = normal(self.init_std)
-        residual_init = normal(self.init_std / math.sqrt(2 * self.n_layers))
+        residual_init = normal(self.init_std / math.sqrt(2 * self.n_layers))  # as GPT-2
         norm = functools.partial(LayerNorm, self.d_model, eps=self.norm_eps)
 
         def block(rngs: nnx.Rngs) -> Block:

@@ -104,7 +104,7 @@ class Llama(Model):
 
     @property
     def residual_init(self) -> Init:
-        return normal(self.init_std / math.sqrt(2 * self.n_layers))
+        return normal(self.init_std / math.sqrt(2 * self.n_layers))  # as GPT-2: two parts a layer add to the residual
 
     def build(self, rngs: nnx.Rngs, **parts: Any) -> Decoder:
         init = normal(self.init_std)

@@ -86,6 +86,7 @@ class OPT(Model):
             task_head(self, self.embed_width, tied=self.tied, rngs=rngs, init=init),
             head_dim=self.kv_shape[1],
             norm=norm(rngs=rngs) if self.has_final_norm else None,
+            # Two rows that no token reads, as BART's OFFSET.
             positions=LearnedPositions(self.max_positions, self.d_model, rngs=rngs, init=init, offset=2),
             project_in=linear(self.embed_width, self.d_model, axes=(None, "embed")) if projected else None,
             project_out=linear(self.d_model, self.embed_width) if projected else None,

@@ -100,7 +100,7 @@ class Qwen3Moe(Qwen3):
         out, seen = [], [0, 0]
         for i, layer in enumerate(super().order):
             block = int(i in self.dense)
-            out.append(dataclasses.replace(layer, block=block, index=seen[block]))
+            out.append(dataclasses.replace(layer, block=block, index=seen[block]))  # each block counts its own
             seen[block] += 1
         return tuple(out)
 
@@ -124,6 +124,7 @@ class Qwen3Moe(Qwen3):
 
     def dense_block(self, rngs: nnx.Rngs) -> Block:
         norm = functools.partial(self.norm, self.d_model, rngs)
+        # `super()`: that of Llama, without experts.
         return Block(norm(), self.attention(rngs), norm(), super().feed_forward(rngs), dropout=self.dropout)
 
     def build(self, rngs: nnx.Rngs, **parts: Any) -> Decoder:

@@ -77,7 +77,7 @@ class T5(Model):
                 inits=Inits(
                     qkv=normal(f * d**-0.5), out=normal(f * inner**-0.5), q=normal(f * (d * self.head_dim) ** -0.5)
                 ),
-                scores=Scores(scale=1.0, dropout=self.weights_dropout),
+                scores=Scores(scale=1.0, dropout=self.weights_dropout),  # q is drawn smaller instead
             )
 
         def block(rngs: nnx.Rngs) -> Block:
@@ -129,7 +129,7 @@ class T5(Model):
                 self.vocab_size,
                 self.d_model,
                 rngs=rngs,
-                init=normal(self.init_std * (1.0 if self.scale_output else fan_in)),
+                init=normal(self.init_std * (1.0 if self.scale_output else fan_in)),  # 1.1 has the factor here
                 tied=self.tied,
                 scale=fan_in if self.scale_output else 1.0,
             )

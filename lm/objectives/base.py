@@ -109,6 +109,7 @@ class Objective:
         if self.family == "encoder_decoder":
             n_targets = shapes["targets"][1]
             return Row(n_targets, n_targets, shapes["inputs"][1])
+        # The head of an encoder runs at the masked places alone.
         return Row(seq_len, shapes["positions"][1] if self.family == "encoder" else seq_len)
 
     def longest(self, seq_len: int) -> int:
@@ -148,7 +149,7 @@ def router_loss(router: Router | None, balance: float, z: float) -> jax.Array:
     """balance * load balance + z * router z-loss, over all routed layers at once; 0 for a model without experts."""
     if router is None:
         return jnp.zeros((), jnp.float32)
-    total = Router(*(jnp.sum(x, axis=0) for x in router))
+    total = Router(*(jnp.sum(x, axis=0) for x in router))  # layers are balanced as one, as in transformers
     return balance * balance_loss(total.counts, total.probs, total.n, total.counts.shape[-1]) + z * z_loss(
         total.z, total.n
     )

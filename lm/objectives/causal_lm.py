@@ -40,7 +40,7 @@ def unpack(tokens: jax.Array, start_id: int, pad_id: int) -> Packed:
     text it comes after, and the separator after it opens the next: no token sees it, and what is predicted from it,
     that separator, does not count.
     """
-    tokens = constrain(tokens, "act_batch", None)
+    tokens = constrain(tokens, "act_batch", None)  # S + 1 tokens, which the mesh axis of the sequence does not divide
     inputs, targets = (constrain(t, "act_batch", "act_seq") for t in (tokens[:, :-1], tokens[:, 1:]))
     opens = inputs == start_id
     index = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
@@ -94,10 +94,12 @@ class CausalLM(Objective):
         head, params = model.head_fn()
         total, nll = cross_entropy(head, params, *predictions, self.z_loss, self.label_smoothing, self.chunks)
         weight = jnp.sum(predictions.weights)
+        # Per target, since the step divides by their number.
         return Loss(total + weight * router_loss(router, self.router_balance, self.router_z), nll, weight)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         predictions, _ = self.predictions(model, batch, dtype=dtype, key=None)
+        # A target that does not count must not add bytes.
         n_bytes = jnp.where(predictions.weights > 0, token_bytes[predictions.targets], 0)
         return predictions.score(model, n_bytes, self.chunks)
 

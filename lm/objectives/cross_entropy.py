@@ -45,7 +45,9 @@ def _forward(head, params, x, targets, weights, z_loss, label_smoothing, chunks)
 def _backward(head, z_loss, label_smoothing, chunks, residuals, cotangents):
     d_params, d_x, targets = residuals
     scale = cotangents[0]
+    # The cotangent is float32, and x perhaps not.
     d_params, d_x = jax.tree.map(lambda g: (g * scale).astype(g.dtype), (d_params, d_x))
+    # Float0 is JAX's gradient of integers; weights have none.
     return d_params, d_x, np.zeros(targets.shape, jax.dtypes.float0), None
 
 
@@ -82,6 +84,7 @@ def _over_chunks(head, params, x, targets, weights, z_loss, label_smoothing, chu
         return carry, d_x
 
     zero = jnp.zeros(() if axis is None else x.shape[:1], jnp.float32)
+    # Parameters are float32, so that the chunks' gradients add up in it.
     start = ((zero, zero), jax.tree.map(jnp.zeros_like, params) if with_gradient else None)
     (sums, d_params), d_x = jax.lax.scan(body, start, (cut(x), cut(targets), cut(weights)))
     if not with_gradient:
@@ -108,6 +111,7 @@ def _chunk(head, params, z_loss, label_smoothing, with_gradient, axis, x, target
     sums = (jnp.sum(weights * per_token, axis), jnp.sum(weights * nll, axis))
     if pull_back is None:
         return sums, None
+    # Softmax and z-loss, from the `exp` that is there already.
     p = exp * ((weights * (1.0 + 2.0 * z_loss * log_z))[..., None] / z)
     d_logits = p - jnp.where(hit, (weights * (1.0 - label_smoothing))[..., None], 0.0)
     if label_smoothing:

@@ -39,7 +39,7 @@ class Denoising(Objective):
     token_kinds: ClassVar = dict(Objective.token_kinds) | {"newline_id": "any"}
 
     mask_id: int
-    rate: float = 0.3
+    rate: float = 0.3  # both as BART (2.2)
     mean_span: float = 3.0
     permute: bool = True
     newline_id: int = 3
@@ -114,6 +114,7 @@ class Denoising(Objective):
         keys = np.take_along_axis(noise.draw(self.noise_seed, "denoising/permute", ids, length), sentence, axis=1)
         keys[ends_document] = noise.MAX  # stays the last of its document
         document = (np.cumsum(ends_document, axis=1) - ends_document).astype(np.uint64)
+        # Three keys in one number, so that one sort does.
         keys = (document << (np.uint64(64) - bits)) | (keys >> (bits + bits) << bits) | place
         keys.sort(axis=1)
         return np.take_along_axis(text, (keys & np.uint64((1 << int(bits)) - 1)).astype(np.int64), axis=1)
@@ -149,7 +150,7 @@ class Denoising(Objective):
         u = noise.uniform(noise.draw(self.noise_seed, "denoising/span", ids, n_masked))
         spans = np.searchsorted(_poisson(self.mean_span), u, side="right")
         before = np.cumsum(spans, axis=1) - spans
-        spans[:, -1] = n_masked
+        spans[:, -1] = n_masked  # whatever was drawn: the sum must reach it
         return np.where(before < n_masked, np.minimum(spans, n_masked - before), -1)
 
 

@@ -68,12 +68,13 @@ class FillInTheMiddle(CausalLM):
         stop = np.where(real.any(axis=1), width - real[:, ::-1].argmax(axis=1), 0)
         row, end, begin, ordinal = _documents(tokens == self.start_id)
         ends_here = end < width
-        end = np.minimum(end, np.where(ends_here, width, stop[row]))
+        end = np.minimum(end, np.where(ends_here, width, stop[row]))  # the last part of a row ends before its padding
         length = end - begin
+        # A longer draw begins with the shorter: a document's bits do not depend on the others of the batch.
         bits = noise.draw(self.noise_seed, "fim", rows["id"], 4 * (ordinal.max() + 1)).reshape(n, -1, 4)[row, ordinal]
         changed = (noise.uniform(bits[:, 0]) < self.rate) & (length > 0)
         spm = noise.uniform(bits[:, 1]) < self.spm_share
-        cuts = (noise.uniform(bits[:, 2:]) * (length + 1)[:, None]).astype(np.int64)
+        cuts = (noise.uniform(bits[:, 2:]) * (length + 1)[:, None]).astype(np.int64)  # both ends are places too
         first, second = begin + cuts.min(axis=1), begin + cuts.max(axis=1)
 
         # Every document is written as 7 runs of its row, which the sentinels follow from column `width` on.

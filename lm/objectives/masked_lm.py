@@ -56,7 +56,7 @@ class MaskedLM(Objective):
     sep_id: int
     vocab_size: int
     rate: float = 0.15
-    mask_share: float = 0.8
+    mask_share: float = 0.8  # BERT: of 100 tokens 80 masks, 10 random, 10 as they are
     random_share: float = 0.1
     span: int = 1
     whole_word: bool = False
@@ -82,7 +82,7 @@ class MaskedLM(Objective):
         if not 0.0 < self.rate < 1.0:
             raise UserError(f"objective.rate: expected a share between 0 and 1, got {self.rate}; BERT has 0.15")
         shares = (self.mask_share, self.random_share)
-        if min(shares) < 0.0 or sum(shares) > 1.0 + 1e-9:
+        if min(shares) < 0.0 or sum(shares) > 1.0 + 1e-9:  # shares that make 1 may add up to a bit more in floats
             raise UserError(
                 f"objective.mask_share, objective.random_share: expected shares with a sum of at most 1, got {shares}"
             )
@@ -190,6 +190,7 @@ class MaskedLM(Objective):
         hidden = model(
             tokens, dtype=dtype, token_types=batch.get("token_types"), valid=tokens != self.pad_id, key=key
         ).hidden
+        # P places need not divide over the mesh axis of the sequence.
         x = constrain(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1), "act_batch", None, None)
         return Predictions(x, batch["targets"], batch["weights"]), hidden
 
@@ -208,6 +209,7 @@ class MaskedLM(Objective):
         for special in self._specials[1:]:
             eligible &= tokens != special
         n_eligible = eligible.sum(axis=1)
+        # Halves go up; np.round would take them to even numbers.
         count = np.where(n_eligible, np.maximum(np.floor(self.rate * n_eligible + 0.5).astype(np.int64), 1), 0)
         keys = noise.draw(self.noise_seed, "masked_lm/choose", ids, tokens.shape[1])
         starts = None if words is None else words.starts(tokens, eligible)
@@ -217,10 +219,11 @@ class MaskedLM(Objective):
         if starts is not None:
             places = whole(places, starts)
         picked = places < tokens.shape[1]
-        places[~picked] = 0
+        places[~picked] = 0  # a place to read from; its weight is 0
         real = np.take_along_axis(tokens, places, axis=1)
         bits = noise.draw_at(self.noise_seed, "masked_lm/show", ids, places)
         u = noise.uniform(bits)
+        # From other bits than `u`: see `noise.below`.
         shown = np.where(u < self.mask_share + self.random_share, self._random(bits), real)
         shown[u < self.mask_share] = self.mask_id
         np.put_along_axis(tokens, places, np.where(picked, shown, real), axis=1)
@@ -234,7 +237,7 @@ class MaskedLM(Objective):
     def _random(self, bits: np.ndarray) -> np.ndarray:
         token = noise.below(bits, self._n_random).astype(np.int32)
         for special in sorted(self._specials):
-            token += token >= special
+            token += token >= special  # steps over the specials, lowest first: nothing is drawn again
         return token
 
     def _openings(self, eligible: np.ndarray, ids: np.ndarray, starts: np.ndarray | None) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: the step of SplitMix64
 MAX = np.uint64(2**64 - 1)
+# More of them leave more keys to sort; fewer fall short more often, and a row is then packed in full.
 SLACK = 5.0  # standard deviations
 FEW = 2**14  # keys that are faster put in order than sorted out before
 
@@ -75,7 +76,7 @@ def choose(keys: np.ndarray, count: int | np.ndarray, width: int, eligible: np.n
     if m == 0 or width == 0:
         return np.full((m, width), n)
     place = np.uint64((1 << (n - 1).bit_length()) - 1)  # the lower bits of a key give way to its place: no ties
-    if 3 * width < n and keys.size >= FEW:
+    if 3 * width < n and keys.size >= FEW:  # with more of the row chosen, little is left out
         packed = _pack_nearest(keys, count, eligible, place)
     else:
         packed = keys >> np.uint64(1)  # below any key that is not eligible
@@ -120,7 +121,7 @@ def _pack_nearest(
 def _bound(count: int | np.ndarray, n: np.ndarray) -> np.ndarray:
     """n [m] -> uint64 [m]: what `count` of n random keys are all but surely not above, and few others are."""
     share = (count + SLACK * np.sqrt(count) + SLACK) / np.maximum(n, 1)
-    bound = (np.minimum(share, 1.0 - 2.0**-53) * 2.0**64).astype(np.uint64)
+    bound = (np.minimum(share, 1.0 - 2.0**-53) * 2.0**64).astype(np.uint64)  # 2^64 itself is no uint64
     bound[share >= 1.0] = MAX
     return bound
 
@@ -144,7 +145,7 @@ def closed(tokens: np.ndarray, pad_id: int, start_id: int) -> np.ndarray:
     they are.
     """
     real = tokens != pad_id
-    if pad_id == start_id or real.all():
+    if pad_id == start_id or real.all():  # the usual case: nothing is copied
         return tokens
     goes_on = real[:, 1:] > real[:, :-1]  # text after padding
     which = np.flatnonzero(goes_on.any(axis=1))

@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
 
     def order(self, tokens: np.ndarray, swap: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Text cut after the newline or end of a document nearest its middle, its parts swapped where `swap` says."""
-        text = tokens[:, : tokens.shape[1] - 4]
+        text = tokens[:, : tokens.shape[1] - 4]  # S + 1 tokens less the first of the next row and three specials
         length = self._lengths(text)
         cut = np.arange(1, text.shape[1] + 1)
         # Cut c leaves text[:c] and text[c:]; both must have something in them.
@@ -86,6 +86,7 @@ class Pairs(NamedTuple):
 def _nearest(real: np.ndarray, twice: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """[n,1]: the place c = column + 1 where `real` [n,w], the nearest to half of `twice` [n,1]; `otherwise` if none."""
     cut = np.arange(1, real.shape[1] + 1)
+    # Doubled, so that a middle between two tokens is an integer.
     off = np.where(real, np.abs(2 * cut - twice), np.iinfo(np.int64).max)
     best = off.argmin(axis=1)[:, None]
     return np.where(np.take_along_axis(real, best, axis=1), best + 1, otherwise)

@@ -71,6 +71,7 @@ class ReplacedTokens(MaskedLM):
 
     def examples(self, rows: dict[str, np.ndarray], words: WordTable | None = None) -> dict[str, np.ndarray]:
         bits = noise.draw(self.noise_seed, "replaced_tokens/sample", rows["id"], 1)
+        # JAX's keys are two uint32; it has no uint64 by default.
         halves = np.concatenate([bits >> np.uint64(32), bits & np.uint64(2**32 - 1)], axis=1)
         return super().examples(rows, words) | {"noise": halves.astype(np.uint32)}
 
@@ -87,7 +88,9 @@ class ReplacedTokens(MaskedLM):
         original = filled(tokens, at, targets, weights)
         shown = filled(tokens, at, drawn, weights)
         logits = model.replaced(model(shown, dtype=dtype, valid=valid, key=k_discriminator).hidden)
+        # Binary cross entropy of log-odds, which cannot overflow.
         wrong = jax.nn.softplus(logits) - jnp.where(shown != original, logits, 0.0)
+        # A row may be padding alone.
         of_row = jnp.sum(jnp.where(valid, wrong, 0.0), axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
         total += self.detector_weight * jnp.sum(of_row * jnp.sum(weights, axis=1))
         return Loss(total, nll, jnp.sum(weights))

@@ -130,7 +130,7 @@ class Seq2Seq(Objective):
         tokens = rows["tokens"]
         n, width = tokens.shape
         row, at = np.nonzero(tokens == self.start_id)
-        whole = row[1:] == row[:-1]
+        whole = row[1:] == row[:-1]  # between two eos of one row: cut by no end of it
         row, begin, end = row[:-1][whole], at[:-1][whole] + 1, at[1:][whole]
         index = np.where(tokens == self.separator_id, np.arange(width), width)
         cut = np.minimum.accumulate(index[:, ::-1], axis=1)[:, ::-1][row, begin]  # the first separator from there on
@@ -163,6 +163,7 @@ class Seq2Seq(Objective):
         opens = (target.positions == 0) & (target.segments > 0)
         hidden = model(
             inputs,
+            # A target never reads the eos of the pair before it.
             jnp.where(opens, self.decoder_start_id, shift_right(targets, self.pad_id)),
             dtype=dtype,
             valid=source.segments > 0,

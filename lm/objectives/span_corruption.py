@@ -97,6 +97,7 @@ class SpanCorruption(Objective):
         targets (`random_spans_helper` of the T5 code)."""
         if n_inputs < 3:
             raise UserError(f"n_inputs: expected at least 3, for a token, a sentinel and eos, got {n_inputs}")
+        # A bound from below.
         n = n_inputs - 1  # spans are no more than noise, so inputs are at most one more than the text
         while self.lengths(n + 1).inputs <= n_inputs:
             n += 1
@@ -160,7 +161,7 @@ class SpanCorruption(Objective):
     def _corrupt(self, text: np.ndarray, ids: np.ndarray, lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
         """[n,L] without padding -> inputs, targets."""
         n, length = text.shape
-        keys = noise.draw(self.noise_seed, "span_corruption", ids, length - 2)
+        keys = noise.draw(self.noise_seed, "span_corruption", ids, length - 2)  # n - 1 for each composition of n
         n_kept = length - lengths.noise
         kept = np.cumsum(noise.composition(keys[:, : n_kept - 1], lengths.spans), axis=1)
         lost = np.cumsum(noise.composition(keys[:, n_kept - 1 :], lengths.spans), axis=1)

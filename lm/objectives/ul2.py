@@ -146,12 +146,14 @@ class UL2(Objective):
     def examples(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tokens, ids = rows["tokens"], rows["id"]
         seq_len = tokens.shape[1] - 1
+        # Not those of a subclass, which `UL2Decoder` makes of these.
         out = {k: np.full(f.shape, self.pad_id, f.dtype) for k, f in UL2.features(self, len(ids), seq_len).items()}
         chosen = self.denoiser_of(ids)
         for i, denoiser in enumerate(self.denoisers):
             which = np.flatnonzero(chosen == i)
             if len(which):
                 own = self._corruption(denoiser, seq_len).examples({"tokens": tokens[which], "id": ids[which]})
+                # A row of padding alone stays one.
                 mode = np.where(own["inputs"][:, 0] == self.pad_id, self.pad_id, self._mode_id(denoiser.mode))
                 out["inputs"][which, 0] = mode
                 out["inputs"][which, 1 : 1 + own["inputs"].shape[1]] = own["inputs"]
@@ -159,6 +161,7 @@ class UL2(Objective):
         return out
 
     def loss(self, model: Any, batch: dict[str, jax.Array], *, dtype: DTypeLike, key: jax.Array | None) -> Loss:
+        # Any of them: the loss is the same.
         return self._corruption(self.denoisers[0], 2).loss(model, batch, dtype=dtype, key=key)
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
@@ -181,6 +184,7 @@ class UL2(Objective):
 
     def _check_denoisers(self, seq_len: int) -> None:
         for denoiser in self.denoisers:
+            # Chunks divide the longest targets alone.
             dataclasses.replace(self._corruption(denoiser, seq_len), chunks=1).check(seq_len)
 
     def _mode_id(self, mode: Mode) -> int:

@@ -81,12 +81,13 @@ class UL2Decoder(UL2):
 
     def score(self, model: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, *, dtype: DTypeLike) -> Score:
         index = jnp.arange(token_bytes.shape[0])
+        # They stand for no bytes of text.
         is_sentinel = (index <= self.first_sentinel_id) & (index > self.first_sentinel_id - self.n_sentinels)
         return self._prefix_lm().score(model, batch, jnp.where(is_sentinel, 0, token_bytes), dtype=dtype)
 
     def _prefix_lm(self) -> PrefixLM:
         return PrefixLM(
-            document_mask=False,
+            document_mask=False,  # a row is one text, whose eos ends the targets
             z_loss=self.z_loss,
             chunks=self.chunks,
             router_balance=self.router_balance,

@@ -18,7 +18,7 @@ import optax
 from lm.optim.matrices import Matrix, as_matrix, map_axes, n_stacked
 
 EPS_GRAD = 1e-30  # epsilon_1 and epsilon_2 of the paper, section 9
-EPS_SCALE = 1e-3
+EPS_SCALE = 1e-3  # a parameter of zeros moves by this
 
 
 class AdafactorState(NamedTuple):
@@ -73,6 +73,7 @@ def scale_by_adafactor(
             row = b * row + (1 - b) * jnp.mean(g2, axis=matrix.cols, keepdims=True)
             col = b * col + (1 - b) * jnp.mean(g2, axis=matrix.rows, keepdims=True)
             mean = jnp.mean(row, axis=matrix.rows, keepdims=True)
+            # Row * col would underflow: EPS_GRAD^2 is no float32.
             u = g * jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(col)
             moments = _Moments(row=row, col=col)
         else:
@@ -93,7 +94,7 @@ def scale_by_adafactor(
     def update(updates, state, params=None):
         assert params is not None, "Adafactor scales its updates by the parameters"
         count = jnp.asarray(optax.safe_increment(state.count))
-        b = 1 - count.astype(jnp.float32) ** -decay_rate
+        b = 1 - count.astype(jnp.float32) ** -decay_rate  # 0 at first: the moments begin with a gradient
         grads, treedef = jax.tree.flatten(updates)
         rest = [treedef.flatten_up_to(t) for t in (params, state.v_row, state.v_col, state.v, matrices, stacked)]
         new = [step(b, *leaf) for leaf in zip(grads, *rest, strict=True)]

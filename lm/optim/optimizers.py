@@ -32,7 +32,7 @@ class Optimizer:
 
     lr: float
     schedule: Schedule = Cosine()
-    weight_decay: float = 0.1
+    weight_decay: float = 0.1  # this and the next are GPT-3's (Brown et al., 2020, appendix B)
     clip_norm: float | None = 1.0
     ema_decay: float | None = None
 
@@ -79,7 +79,7 @@ class Lion(Optimizer):
     Against AdamW, `lr` is 3 to 10 times smaller and `weight_decay` as much larger (section 5 there).
     """
 
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.9, 0.99)  # of the paper
 
     def __post_init__(self):
         super().__post_init__()
@@ -117,7 +117,7 @@ class Adafactor(Optimizer):
     clip_norm: float | None = None
     decay_rate: float = 0.8
     update_clip: float = 1.0
-    min_dim_size_to_factor: int = 128
+    min_dim_size_to_factor: int = 128  # optax's: of smaller ones a full moment costs little
 
     def __post_init__(self):
         super().__post_init__()
@@ -149,7 +149,7 @@ class Muon(Optimizer):
 
     momentum: float = 0.95
     ns_steps: int = 5
-    update_rms: float | None = 0.2
+    update_rms: float | None = 0.2  # about that of AdamW's updates (Liu et al., 2025)
     adamw_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -203,8 +203,8 @@ def clip_by_norm(grads: Any, norm: jax.Array, max_norm: float | None) -> Any:
     """
     if max_norm is None:
         return grads
-    scale = max_norm / jnp.maximum(norm, max_norm)
-    scale = jnp.where(jnp.isfinite(norm), scale, jnp.nan)
+    scale = max_norm / jnp.maximum(norm, max_norm)  # exactly 1 below the limit
+    scale = jnp.where(jnp.isfinite(norm), scale, jnp.nan)  # an infinite norm would make it 0 and hide the step
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 

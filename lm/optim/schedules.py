@@ -44,7 +44,7 @@ class Schedule:
         self._check(total_steps)
 
         def lr(step: jax.typing.ArrayLike) -> jax.Array:
-            step = jnp.asarray(step, jnp.float32)
+            step = jnp.asarray(step, jnp.float32)  # exact below 2^24 steps
             warmup = jnp.minimum(1.0, (step + 1) / max(self.warmup_steps, 1))
             return peak_lr * warmup * self._decay(step, total_steps)
 
@@ -153,7 +153,7 @@ class WSD(Schedule):
 
 def _progress(step: jax.Array, start: int, end: int) -> jax.Array:
     """Rises from 0 at `start` to 1 at `end`; flat outside."""
-    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
+    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)  # a run may be warm-up alone
 
 
 def _blend(final: float, shape: jax.Array) -> jax.Array:

@@ -21,9 +21,10 @@ def state_axes(tx: optax.GradientTransformation, params_abstract: Any, axes: Any
     def one(path, leaf) -> tuple[str | None, ...]:
         key = _param_path(path)
         if key not in shapes:
-            return (None,) * leaf.ndim
+            return (None,) * leaf.ndim  # small, and needed by every device
         shape = shapes[key].shape
         assert leaf.ndim == len(shape), f"{jax.tree_util.keystr(path)}: {leaf.shape} for a parameter of {shape}"
+        # Anything else would get axes that are not its own.
         assert all(n in (1, full) for n, full in zip(leaf.shape, shape, strict=True)), (path, leaf.shape, shape)
         return tuple(a if n == full else None for a, n, full in zip(names[key], leaf.shape, shape, strict=True))
 
