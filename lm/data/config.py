@@ -49,7 +49,7 @@ class Data(metaclass=Renaming):
     are counted, or go.
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"plan": "packing"}
+    renamed: ClassVar[Mapping[str, str]] = {"plan": "packing"}  # stored runs and older recipes say so
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"packing": {"windows": "split"}}
 
     path: str
@@ -87,6 +87,7 @@ class Data(metaclass=Renaming):
             if getattr(self, field) == "":
                 raise UserError(f"data.{field}: expected a path, got an empty one; name it")
         for name, source in self.sources.items():
+            # A folder's name; a dot in front is of our own hidden files.
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) or name in RESERVED:
                 raise UserError(f"data.sources: expected names fit for a folder, got {name!r}; rename it")
             if not isinstance(source, Source):

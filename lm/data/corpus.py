@@ -97,7 +97,7 @@ def _check_store(spec: CorpusSpec, name: str, store: Store, tokenizer: Tokenizer
 
 def _same(what: str, expected: dict | None, got: dict | None, at: str = "") -> None:
     for key in [*(expected or {}), *(got or {})]:
-        a, b = (expected or {}).get(key), (got or {}).get(key)
+        a, b = (expected or {}).get(key), (got or {}).get(key)  # None where an older store lacks the key: not set
         if isinstance(a, dict) and isinstance(b, dict):
             _same(what, a, b, f"{at}{key}.")
         elif a != b:

@@ -59,12 +59,13 @@ class CorpusSpec:
             "source": _described(self.sources[name]),
             "validation_fraction": self.validation_fraction,
             "invalid_utf8": self.invalid_utf8,
+            # None where off: older stores lack the key.
             "skip_errors": {"max_document_bytes": self.max_document_bytes} if self.on_error == "skip" else None,
             "filters": [_described(f) for f in self.filters] or None,
             "near_duplicates": self.near_duplicates and _described(self.near_duplicates),
             "overlap": self.overlap and _described(self.overlap),
         }
-        return json.loads(json.dumps(settings))
+        return json.loads(json.dumps(settings))  # as it is read back: tuples are lists
 
     def tokenizer_made_from(self) -> dict[str, Any]:
         """The settings that decide what the tokenizer is."""

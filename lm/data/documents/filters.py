@@ -85,7 +85,7 @@ class C4(Filter):
 
     rewrites: ClassVar[bool] = True
 
-    terminal: tuple[str, ...] = (".", "?", "!", '"', "”", "。", "？", "！", "؟", "।")
+    terminal: tuple[str, ...] = (".", "?", "!", '"', "”", "。", "？", "！", "؟", "।")  # the paper has the first four
     min_words_per_line: int = 5
     min_sentences: int = 3
     bad_words: str | None = None
@@ -114,10 +114,10 @@ class C4(Filter):
         return None if any(notice in lower for notice in NOTICES) else line
 
 
-CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")
+CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")  # Wikipedia's marks, as in the C4 code
 SENTENCE_END = re.compile(r"[.?!؟।]+[\"'”’)\]]*(?=\s|$)|[。？！]+")
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Han
-NOTICES = (
+NOTICES = (  # javascript and the C4 code's phrases of policies
     "javascript",
     "terms of use",
     "privacy policy",
@@ -142,6 +142,7 @@ def _bad_words(path: str) -> re.Pattern[str]:
         raise UserError(f"C4.bad_words: expected a word a line, got none in {path}; fetch or drop it")
     spaced = [re.escape(w) for w in listed if not UNSPACED.search(w)]
     other = [re.escape(w) for w in listed if UNSPACED.search(w)]
+    # `\b` would not do: a listed word may begin or end with a mark.
     return re.compile("|".join(([rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)"] if spaced else []) + other))
 
 
@@ -174,7 +175,7 @@ class Gopher(Filter):
     def _reason(self, text: str) -> str | None:
         words = text.split()
         n = len(words)
-        if not max(1, self.min_words) <= n <= self.max_words:
+        if not max(1, self.min_words) <= n <= self.max_words:  # at least 1: shares are of the words
             return "gopher.words"
         if not self.min_word_length <= sum(map(len, words)) / n <= self.max_word_length:
             return "gopher.word_length"

@@ -84,8 +84,9 @@ def find_clusters(signatures: Sequence[np.ndarray], how: NearDuplicates) -> Clus
     parent = np.arange(n)
     for band in range(how.bands):
         columns = slice(band * how.rows, (band + 1) * how.rows)
+        # 8 bytes a document, for one band at a time.
         keys = np.concatenate([_keys(s, columns) for s in signatures]) if n else np.empty(0, np.uint64)
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable")  # within a bucket the first document stays first
         keys = keys[order]
         again = np.flatnonzero(keys[1:] == keys[:-1])
         shared = np.zeros(n, bool)
@@ -102,12 +103,12 @@ def find_clusters(signatures: Sequence[np.ndarray], how: NearDuplicates) -> Clus
             others = np.ones(len(members), bool)
             others[start] = False
             members, bucket, kind = members[others], bucket[others], kind[others]
-            near = parent[members] == parent[kind]
+            near = parent[members] == parent[kind]  # in one cluster by another band: no need to compare
             ask = np.flatnonzero(~near)
             near[ask] = _similarity(signatures, base, members[ask], kind[ask]) >= how.threshold
             for a, b in zip(members[near].tolist(), kind[near].tolist(), strict=True):
                 _unite(parent, a, b)
-            while (parent != (up := parent[parent])).any():
+            while (parent != (up := parent[parent])).any():  # flat: roots can then be compared as arrays
                 parent = up
             members, bucket = members[~near], bucket[~near]
         n_cut += int((np.unique(bucket, return_counts=True)[1] > 1).sum())
@@ -115,6 +116,7 @@ def find_clusters(signatures: Sequence[np.ndarray], how: NearDuplicates) -> Clus
 
 
 def _factors(size: int) -> np.ndarray:
+    # Odd, as multiply-shift hashing needs (Dietzfelbinger et al., 1997).
     return splitmix64(np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 

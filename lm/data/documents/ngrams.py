@@ -34,6 +34,7 @@ def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
         return np.empty(0, np.uint64)
     out = np.zeros(count, np.uint64)
     for i in range(n):
+        # A polynomial, so that the order of words counts.
         out = out * np.uint64(0x9E3779B97F4A7C15) + hashes[i : i + count]
     return splitmix64(out)
 
@@ -47,5 +48,5 @@ def splitmix64(x: Any) -> Any:
 
 @lru_cache(maxsize=1 << 18)  # words repeat: 260 k of them hold nearly all of a text, in some 40 MB
 def _hash(word: str) -> int:
-    raw = word.encode("utf-8", errors="surrogatepass")
+    raw = word.encode("utf-8", errors="surrogatepass")  # JSON may spell lone surrogates
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

@@ -28,7 +28,7 @@ class Overlap:
     """
 
     files: dict[str, Source] = field(default_factory=dict)
-    ngram: int = 13
+    ngram: int = 13  # as GPT-3 (Brown et al., 2020, appendix C)
     remove: bool = False
 
     def __post_init__(self):
@@ -118,4 +118,4 @@ def load_index(path: Path) -> OverlapIndex:
 
 def _holds(grams: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     at = np.searchsorted(grams, hashes)
-    return grams[np.minimum(at, len(grams) - 1)] == hashes
+    return grams[np.minimum(at, len(grams) - 1)] == hashes  # a hash above all finds the place behind the last

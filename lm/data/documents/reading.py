@@ -52,6 +52,7 @@ class Reading:
             if isinstance(entry, Problem):
                 if self.on_error == "refuse":
                     raise UserError(entry.message)
+                # A file's name may be no UTF-8.
                 yield Entry("", _hash(entry.message.encode(errors="surrogateescape")), entry.reason, entry.message)
                 continue
             raw, mended = entry.raw, False
@@ -68,7 +69,7 @@ class Reading:
                     yield Entry("", _hash(raw), "not_utf8", message)
                     continue
                 text, mended = raw.decode(errors="replace"), True
-                raw = text.encode()
+                raw = text.encode()  # hashed as it is stored
             at, kept, reason = f"{part.path}: {entry.place}", text, None
             for f in () if known_bad or not text else filters:
                 kept, reason = f.apply(kept)

@@ -50,7 +50,7 @@ def draw(stores: Mapping[str, Store]) -> Figure:
     columns = 1 if n == 1 else 2 if n <= 8 else 3
     rows = math.ceil(n / columns)
     figure = Figure(figsize=(6.4 * columns if n == 1 else 5.2 * columns, 3.6 if n == 1 else 2.9 * rows))
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # without pyplot, which would look for a display
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     for i, (name, store) in enumerate(stores.items()):
         panel = figure.add_subplot(rows, columns, i + 1)

@@ -99,7 +99,7 @@ def names_of_ids(objective: Any) -> dict[int, str]:
     """Id -> what the objective's fields call it: mask, cls, and T5's extra_id_0 for the first sentinel."""
     names: dict[int, str] = {}
     for token in objective.special_tokens():
-        names = token.labels() | names
+        names = token.labels() | names  # where two fields name an id, the first one does
     return names
 
 

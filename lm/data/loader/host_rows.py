@@ -27,6 +27,7 @@ class HostRows:
                 f"batch_size: expected a multiple of the {self._parts()} devices that {sharding.spec} splits it over, "
                 f"got {batch_size}"
             ) from None
+        # A set: devices along other axes have the same rows.
         ranges = sorted({index[0].indices(batch_size)[:2] for index in placed.values() if index})
         self.rows = np.concatenate([np.arange(*r, dtype=np.int64) for r in ranges])
         sizes = [stop - start for start, stop in ranges]

@@ -43,6 +43,7 @@ class HostReader:
         self._stream, self._examples, self._extra = stream, examples, extra_rows
         self._batch_size, self._start = batch_size, start
         self._rows_per_example, self._place = rows_per_example, rows % rows_per_example
+        # An example is read once, though several of its rows may be of this process.
         self._rows, of = np.unique(rows // rows_per_example, return_inverse=True)
         self._take = of * rows_per_example + self._place  # of the rows of all examples that are read here
         self._check_stores = Watch(store.check_unchanged for store in stream.stores)

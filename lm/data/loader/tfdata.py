@@ -45,6 +45,7 @@ def host_batches(reader: HostReader, *, prefetch: int) -> Generator[Batch, None,
 
     def read_in_graph(group):
         out = tf.numpy_function(read, [group], [x.dtype for x in first.values()], stateful=False)
+        # What `numpy_function` gives has no shape.
         return tuple(tf.ensure_shape(x, (n, *like.shape)) for x, like in zip(out, first.values(), strict=True))
 
     options = tf.data.Options()  # for predictability; none changes the speed measurably

@@ -30,7 +30,7 @@ def help_prepare(p: Preparation) -> None:
         manifest = _wait_for_manifest(p)
         if manifest is not None:
             _help_with(p, manifest)
-    remove_work(p.spec)
+    remove_work(p.spec)  # whoever is last removes what another has still written
     p.log(f"{p.spec.path}: host {p.team.host} of {p.team.hosts}: done, all is written")
 
 

@@ -72,12 +72,13 @@ def settings(spec: CorpusSpec, hosts: int) -> dict[str, Any]:
         "sources": {name: spec.made_from(name) for name in spec.sources},
         "files": {p: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in files if Path(p).is_file()},
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(found))  # as it is read back: tuples are lists
 
 
 def difference(mine: Any, theirs: Any, at: str = "") -> tuple[str, Any, Any] | None:
     """(name, mine, theirs) of the first setting that is not the same, None where all are."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
+        # Of sources, the order decides which near-duplicate is the first.
         if mine.keys() == theirs.keys() and list(mine) != list(theirs):
             return at or "order", list(mine), list(theirs)
         inner = (difference(mine.get(k), theirs.get(k), f"{at}.{k}".lstrip(".")) for k in [*mine, *theirs])
@@ -99,8 +100,9 @@ def scan_jobs(spec: CorpusSpec, manifest: Manifest) -> dict[str, list[ScanJob]]:
         wanted = sample_bytes * share[name] / (sum(share.values()) or 1)  # all files may be empty
         jobs[name] = []
         for i, parts in enumerate(named):
+            # Rounded up: a small shard gives some too.
             sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))
-            key = digest(
+            key = digest(  # all that the result follows from: where any of it differs, it is scanned anew
                 [VERSION, manifest.settings["sources"][name], manifest.raw[name], manifest.index, parts, sample]
             )
             jobs[name].append(

@@ -71,9 +71,10 @@ def prepare(
         check_raw(spec, spec.sources)
         return Corpus.open(spec, log)
     with (
+        # A second command with this number waits.
         locked(folder.lock_of_host(host), log) if hosts > 1 else contextlib.nullcontext(),
-        locked(folder.lock, log, shared=hosts > 1),
-        Workers(data.workers or os.cpu_count() or 1) as workers,
+        locked(folder.lock, log, shared=hosts > 1),  # one without --hosts keeps all of them out
+        Workers(data.workers or os.cpu_count() or 1) as workers,  # started by the first jobs that are more than one
     ):
         p = Preparation(spec=spec, team=team, workers=workers, progress=Progress(progress, log), log=log)
         if host:
@@ -94,7 +95,7 @@ def _prepare(p: Preparation, names: list[str]) -> None:
     scans = scan_jobs(p.spec, manifest)
     resumed = any(j.done() for j in flatten(scans))
     if p.team.hosts > 1:
-        manifest.save(folder.path)
+        manifest.save(folder.path)  # the other hosts begin when they see it
     p.run("reading", p.team.share(flatten(scans)), flatten(scans), "scans")
 
     selections = {name: Selection(name, jobs, p.spec.validation_fraction) for name, jobs in scans.items()}
@@ -163,7 +164,7 @@ def _select(p: Preparation, selections: dict[str, Selection], evaluations: dict[
             p.log(line)
         n_bytes += report["text_bytes"]
     for selection in selections.values():
-        check_left(p.spec, selection)
+        check_left(p.spec, selection)  # after all reports, to which its error points
     return n_bytes
 
 

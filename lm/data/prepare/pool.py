@@ -93,6 +93,6 @@ def _end_with_parent() -> None:
 
     def watch():
         multiprocessing.parent_process().join()
-        os._exit(1)
+        os._exit(1)  # sys.exit would end this thread alone
 
     threading.Thread(target=watch, daemon=True).start()

@@ -13,7 +13,7 @@ from lm.data.prepare.progress import Progress
 from lm.errors import UserError
 from lm.files import Log
 
-POLL_S, MAX_POLL_S = 0.05, 5.0
+POLL_S, MAX_POLL_S = 0.05, 5.0  # small corpora do not wait long, large ones do not load the shared file system
 FIRST_WORD_S, EVERY_WORD_S = 2.0, 30.0  # when a host that waits says so
 
 

@@ -38,7 +38,7 @@ class Progress:
         def tick(n):
             nonlocal done, said
             done += n
-            if self._wanted and time.monotonic() - said > 10:
+            if self._wanted and time.monotonic() - said > 10:  # seconds: a log is no terminal
                 said = time.monotonic()
                 self._log(f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 

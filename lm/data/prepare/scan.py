@@ -92,7 +92,7 @@ class ScanJob:
         return self.out.is_file()
 
     def run(self) -> None:
-        hashes, codes, part_sizes = array("Q"), array("H"), []
+        hashes, codes, part_sizes = array("Q"), array("H"), []  # 8 bytes a document, of lists it would be some 40
         n_mended = n_cleaned = n_nul = n_text_bytes = 0
         reasons: dict[str, int] = {"": 0}
         examples: dict[str, list[str]] = {}
@@ -125,6 +125,7 @@ class ScanJob:
                     if self.sample_bytes and not in_validation(np.uint64(entry.hash), self.validation_fraction):
                         sample.add(text, entry.hash)
                 part_sizes.append(len(hashes) - before)
+        # A corpus may have millions of hits.
         hits = [h if i < EXAMPLES else h._replace(at="") for i, h in enumerate(hits)]
         rest = {"reasons": list(reasons), "examples": examples, "hits": hits, "sample": sample.excerpts()}
         file = io.BytesIO()
@@ -136,7 +137,7 @@ class ScanJob:
             numbers=np.array([n_mended, n_cleaned, n_nul, n_text_bytes], np.int64),
             rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
         )
-        write_atomic(self.out, file.getvalue())
+        write_atomic(self.out, file.getvalue())  # after the signatures: `done` looks for it alone
 
     def result(self) -> Scan:
         with np.load(self.out) as z:
@@ -168,6 +169,7 @@ class _Sample:
 
     def add(self, text: str, hash_: int) -> None:
         for at in range(0, len(text), EXCERPT_CHARS):
+            # Of text and place alone: the same for any number of workers.
             rank = (hash_ ^ at * 0x9E3779B97F4A7C15) * 0xD1B54A32D192ED03 % 2**64
             if rank not in self._ranks and (self._held < self._n_bytes or rank < -self._heap[0][0]):
                 self._ranks.add(rank)

@@ -36,7 +36,7 @@ class Selection:
         self.labels[self._codes > 0] = DROP
         kept = np.flatnonzero(self.labels)
         repeats = np.ones(len(kept), bool)
-        repeats[np.unique(self.hashes[kept], return_index=True)[1]] = False
+        repeats[np.unique(self.hashes[kept], return_index=True)[1]] = False  # the first of equals
         self.drop(kept[repeats], DUPLICATES)
 
     def drop(self, documents: np.ndarray, reason: str) -> None:

@@ -47,7 +47,7 @@ def clear(spec: CorpusSpec, force: bool) -> list[str]:
     folder = spec.folder
     for path in (folder.path, *map(folder.source, spec.sources)):
         remove_temporary(path.glob(".*"))
-    remove_temporary(folder.raw.rglob(".*"))
+    remove_temporary(folder.raw.rglob(".*"))  # no other host writes there
     if force:
         _remove(spec)
     todo = missing_sources(spec)

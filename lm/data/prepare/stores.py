@@ -60,12 +60,14 @@ def make_tokenizer(spec: CorpusSpec, known: Tokenizer | None, scans: list[ScanJo
         end = tokenizer.pieces([tokenizer.eos_id])[0]
         log(f"tokenizer: {spec.tokenizer} of {tokenizer.vocab_size} ids; {end} ({tokenizer.eos_id}) ends a document")
     else:
+        # Shards may hold the same excerpt.
         sample = list(dict.fromkeys(text for job in scans for text in job.result().sample))
         n_bytes, began = sum(len(t.encode()) for t in sample), time.monotonic()
         log(f"tokenizer: learning {spec.tokenizer.vocab_size} {spec.tokenizer.kind} pieces from {n_bytes / 1e6:.1f} MB")
         tokenizer = spec.tokenizer.train(sample)
         log(f"tokenizer: learnt in {time.monotonic() - began:.1f} s")
     settings = {"made_from": spec.tokenizer_made_from(), "fingerprint": tokenizer.fingerprint}
+    # First: a tokenizer without settings would pass for one that was made elsewhere.
     write_atomic(spec.folder.tokenizer_settings, json.dumps(settings, indent=1).encode())
     write_atomic(spec.folder.tokenizer, tokenizer.to_bytes())
     return tokenizer
@@ -101,4 +103,5 @@ def finish_source(
         n_documents = sum(s.n_documents for s in shards)
         log(f"{name}/{split}: {n_documents} documents, {n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token")
     if "validation" not in spec.splits:
+        # Of a preparation that had a validation split.
         shutil.rmtree(spec.folder.store(name, "validation"), ignore_errors=True)

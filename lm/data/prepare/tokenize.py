@@ -65,6 +65,7 @@ class TokenizeJob:
         with np.load(self.scan) as z:
             hashes, codes = z["hashes"].tolist(), z["codes"]
             reasons = json.loads(z["rest"].tobytes())["reasons"]
+        # The others were hashed as they are after the filters, which therefore run again.
         filtered = np.isin(codes, [i for i, reason in enumerate(reasons) if reason not in ("", "empty", OVERLAP)])
         again = iter(filtered.tolist())
         entries = (e for part in self.reading.parts for e in self.reading.entries(part, again))

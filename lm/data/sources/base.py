@@ -142,7 +142,7 @@ class Fielded:
                 "missing_field", f"{at()}: expected a string in field {text.field!r}, got {text.got}; {way_out}"
             )
         try:
-            raw = text.encode("utf-8", errors="surrogateescape")
+            raw = text.encode("utf-8", errors="surrogateescape")  # bytes that are no UTF-8 come out as they were
         except UnicodeEncodeError:  # an escape such as "\ud800", which is no character
             raw = text.encode("utf-8", errors="surrogatepass")
         return Document(place, raw) if len(raw) <= max_bytes else too_long(at(), max_bytes)

@@ -16,7 +16,7 @@ from lm.data.sources.base import Checked, Document, Fielded, Files, Part, Proble
 from lm.data.sources.files import pyarrow, unreadable
 from lm.errors import UserError, did_you_mean
 
-BATCH_ROWS = 256
+BATCH_ROWS = 256  # that are Python objects at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def _parquet(path: str) -> Any:
 def _batches(path: str) -> Iterator[Any]:
     ipc = pyarrow("pyarrow.ipc")
     with pyarrow().memory_map(path) as f:
-        if f.read(6) == b"ARROW1":
+        if f.read(6) == b"ARROW1":  # a file begins so, a stream with a message
             file = ipc.open_file(f)
             yield from (file.get_batch(i) for i in range(file.num_record_batches))
         else:

@@ -168,7 +168,7 @@ def _matches(pattern: str) -> Iterator[str]:
         pattern += "/*"
     above, stars, below = f"/{pattern}".partition("/**/")
     if not stars:
-        yield from glob.iglob(pattern)
+        yield from glob.iglob(pattern)  # without `**` glob follows no link round
         return
     roots = glob.iglob(above[1:]) if above[1:] else ["/" if pattern.startswith("/") else ""]
     for root in roots:

@@ -34,7 +34,7 @@ class StdlibConfig(tfds.core.BuilderConfig):
         root = Path(sysconfig.get_paths()["stdlib"])
         for path in python_files(root, skip=SKIPPED if self.include_tests else SKIPPED | TESTS):
             name = path.relative_to(root).as_posix()
-            if name != "pydoc_data/topics.py":
+            if name != "pydoc_data/topics.py":  # its texts are documents below
                 yield name, path.read_bytes()
         from pydoc_data.topics import topics
 
@@ -79,6 +79,7 @@ class PythonCorpus(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "text": tfds.features.Text()})
+        # TFDS would order documents by a hash.
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):

@@ -62,7 +62,7 @@ class Jsonl(Fielded, Files):
         cuts = [0]
         with open(path, "rb") as f:
             while cuts[-1] < n_bytes:
-                f.seek(min(cuts[-1] + part_bytes, n_bytes) - 1)
+                f.seek(min(cuts[-1] + part_bytes, n_bytes) - 1)  # one back: a cut right behind a line's end stays
                 skip_line(f)
                 cuts.append(f.tell())
         return [Part(str(path), start, stop, stop - start) for start, stop in itertools.pairwise(cuts)]

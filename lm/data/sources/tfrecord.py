@@ -33,7 +33,7 @@ def read_records(path: str | Path, start: int = 0, stop: int | None = None) -> I
                 record = f.read(size + 4) if size >= 0 else b""
                 if len(record) != size + 4 or size < 0:
                     raise UserError(f"{path}: expected a whole record {i}, got the end of the file; make it again")
-                yield record[:-4]
+                yield record[:-4]  # without its checksum
             i += 1
 
 

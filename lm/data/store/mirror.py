@@ -41,6 +41,7 @@ def cache_folder(url: str, cache: str | None = None) -> Path:
     """Where the corpus of a url is copied to. cache: folder of all of them; None: CACHE."""
     name = url.rstrip("/").rpartition("/")[2]
     root = Path(CACHE if cache is None else cache).expanduser()
+    # With and without a slash at the end it is one corpus.
     return root / f"{name}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 
 
@@ -63,12 +64,12 @@ def mirror(url: str, stores: Sequence[str], *, cache: str | None = None, log: Lo
         for left in folder.rglob(".*"):  # by a process that was killed
             left.unlink()
         for name in stores:
-            metas[name] = _read(root / name / META, url)
+            metas[name] = _read(root / name / META, url)  # it names the files to copy, with their checksums
             meta = parse_meta(metas[name], f"{url.rstrip('/')}/{name}/{META}")
             copies += _missing(root / name, folder / name, meta)
         small |= {f"{name}/{META}": content for name, content in metas.items()}
         for name, content in small.items():
-            _check_same(root / name, folder / name, content)
+            _check_same(root / name, folder / name, content)  # before anything is copied
         _copy(url, folder, copies, log)
         for name, content in small.items():  # a meta.json after its files: a folder without it is unfinished
             if not (folder / name).is_file():

@@ -12,4 +12,5 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 def in_validation(hashes: Any, fraction: float) -> Any:
     """uint64 hash or array of hashes of contents -> bool. The same text is in the same split, in whatever corpus."""
+    # Just below 1, a fraction gives 2^64, which is no uint64.
     return hashes < np.uint64(min(int(fraction * 2**64), 2**64 - 1))

@@ -90,7 +90,7 @@ class ShardWriter:
         self._n_tokens = self._n_bytes = 0
         self._eos_id, self._eos = eos_id, np.array(eos_id, dtype).tobytes()
         if number == 0:
-            self._write([])
+            self._write([])  # the eos that opens the store
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -110,6 +110,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         write_atomic(self._folder / docs_name(self._number), docs)
+        # After the offsets: whoever sees tokens finds them.
         os.replace(self._temporary, self._folder / tokens_name(self._number))
         return Shard(
             n_tokens=self._n_tokens,
@@ -128,7 +129,7 @@ class ShardWriter:
             )
         raw = tokens.tobytes() + self._eos
         self._file.write(raw)
-        self._hash.update(raw)
+        self._hash.update(raw)  # as it is written: no second pass over the shard
         self._n_tokens += len(ids) + 1
 
 
@@ -167,6 +168,7 @@ class Store:
         self.n_tokens = sum(s.n_tokens for s in meta.shards)
         self.n_documents = sum(s.n_documents for s in meta.shards)
         self.n_bytes = sum(s.n_bytes for s in meta.shards)
+        # No path and no date: a copy has the same.
         content = [meta.version, meta.dtype, meta.tokenizer, [dataclasses.astuple(s) for s in meta.shards]]
         self.fingerprint: str = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         _allow_files(self.path, 2 * len(meta.shards))
@@ -272,6 +274,7 @@ class Store:
         with open(self.path / name, "rb") as f:
             stat = os.fstat(f.fileno())
             self._files[self.path / name] = FileState.of(stat)
+            # An empty file cannot be mapped.
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if stat.st_size else None
 
     def _will_read(self, starts: np.ndarray, lengths: np.ndarray) -> None:
@@ -325,6 +328,7 @@ def _windows(tokens: np.ndarray, length: int) -> np.ndarray:
     """[n - length + 1, length] view of tokens [n]: row i starts at token i. As sliding_window_view, in a tenth of the
     time; gathering rows from it takes half as long as a loop."""
     shape = (len(tokens) - length + 1, length)
+    # The tuple twice: both axes step by a token.
     return np.ndarray(shape, tokens.dtype, buffer=tokens, strides=2 * tokens.strides)
 
 

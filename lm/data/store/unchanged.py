@@ -20,7 +20,7 @@ class FileState(NamedTuple):
 
     size: int
     mtime_ns: int
-    inode: int
+    inode: int  # another file may have the same size and date
 
     @classmethod
     def of(cls, stat: os.stat_result) -> FileState:

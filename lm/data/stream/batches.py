@@ -129,6 +129,7 @@ class BatchSchedule:
                 return steps
 
     def _phase(self, examples_seen: int) -> int:
+        # Right: who has seen until_examples is in the next phase.
         return int(np.searchsorted(self._ends, examples_seen, "right"))
 
 

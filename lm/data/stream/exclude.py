@@ -87,6 +87,7 @@ class SkippedExamples:
         """int64 -> int64, rising."""
         if not len(self._at):
             return reads
+        # A search and no table: the order is long, the ranges are few.
         return reads + self._skipped[np.searchsorted(self._at, reads, "right")]
 
     def passed(self, n_reads: int) -> int:
@@ -116,7 +117,7 @@ class BlankedDocuments:
             )
         bounds = [(_start(store, a), _start(store, b)) for a, b in self.documents.tolist()]
         self._starts, self._ends = np.array(bounds, np.int64).reshape(-1, 2).T
-        self._separator = int(store.read(0, 1)[0])
+        self._separator = int(store.read(0, 1)[0])  # with which a store opens
 
     def __bool__(self) -> bool:
         return len(self.documents) > 0

@@ -85,6 +85,7 @@ class Mixture:
                     f"{sum(weights.values()):g}; raise it or leave the source out"
                 )
         self.quota = quota
+        # The middle of each q-th part, so that sources interleave.
         place = np.concatenate([(np.arange(q) + 0.5) / q for q in quota])
         source = np.repeat(np.arange(len(quota)), quota)
         self._source = source[np.lexsort((source, place))]

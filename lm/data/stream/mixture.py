@@ -104,7 +104,7 @@ class MixtureSchedule:
                     break
                 self.out.setdefault(first, out[first])
                 weights = {n: w for n, w in weights.items() if n != first}
-                if out[first] > start:
+                if out[first] > start:  # else it gives nothing here: no segment of no examples
                     before = self._append(segment, out[first])
                     start = out[first]
             for name, at in out.items():

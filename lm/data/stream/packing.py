@@ -98,6 +98,7 @@ class Packing:
 
     def __init__(self, store: Store, seq_len: int):
         self._store, self.seq_len = store, seq_len
+        # A plan is of one text: by its fingerprint another has its own.
         self.path = store.path / f"pack-{seq_len}-{store.fingerprint[:16]}.bin"
         if not self._is_whole():
             self._plan()
@@ -128,7 +129,7 @@ class Packing:
 
     def read(self, rows: np.ndarray, out: np.ndarray, at: np.ndarray, pad_id: int) -> None:
         """rows int64 [n]: fills out int32 [m, seq_len + 1] at `at` int64 [n]."""
-        assert out.flags.c_contiguous
+        assert out.flags.c_contiguous  # reshape would copy, and the copy be filled
         out[at] = pad_id
         s = self.segments(rows)
         self._store.read_pieces(s.start, s.length, out.reshape(-1), at[s.row] * out.shape[1] + s.column)

@@ -37,7 +37,7 @@ class Windows:
 
     def __init__(self, store: Store, seq_len: int):
         self._store, self._seq_len = store, seq_len
-        self.n_rows = (store.n_tokens - 1) // seq_len
+        self.n_rows = (store.n_tokens - 1) // seq_len  # what is left at the end of the store makes no row
         self.n_targets = self.n_rows * seq_len
         self.padding = 0.0
         if self.n_rows < 1:

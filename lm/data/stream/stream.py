@@ -95,7 +95,7 @@ class Stream:
         if seq_len < 1:
             raise UserError(f"seq_len: expected at least 1, got {seq_len}")
         self.seq_len, self.seed, self.pad_id = seq_len, seed, pad_id
-        self.names = sorted(stores)
+        self.names = sorted(stores)  # the order of a config's sources does not count
         self.stores = [stores[name] for name in self.names]
         phases = as_phases(weights, self.names) if weights is not None else None
         tokenizers = {s.meta.tokenizer for s in self.stores}
@@ -124,8 +124,8 @@ class Stream:
             "weights": self._weights(),
             "stores": {n: s.fingerprint for n, s in zip(self.names, self.stores, strict=True)},
         }
-        if packing != "split":
-            self.fingerprint["plan"] = f"{packing} {PACKING_VERSION}"
+        if packing != "split":  # only then: older checkpoints lack the entry and still match
+            self.fingerprint["plan"] = f"{packing} {PACKING_VERSION}"  # as stored runs call it
         if len(self._skips.ranges):
             self.fingerprint["skipped"] = self._skips.below(None)
         if any(self._holes):
@@ -210,6 +210,7 @@ class Stream:
             mine = np.flatnonzero(source == s)
             if len(mine):
                 e, position = np.divmod(drawn[mine], n)
+                # The usual case, one epoch: one key is cheaper than many.
                 same = e[:1] if e[0] == e[-1] and (e == e[0]).all() else e
                 epoch[mine], row[mine] = e, permute(position, n, epoch_key(self.seed, name, same))
         return Located(example, source, epoch, row)

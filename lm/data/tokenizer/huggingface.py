@@ -30,12 +30,13 @@ from lm.data.tokenizer.specials import ROLES, SPACE, add_specials, check_ids, cl
 from lm.errors import UserError
 
 T = TypeVar("T")
-FORMAT = "hf-tokenizer-1"
+FORMAT = "hf-tokenizer-1"  # it stands in checkpoints, which stay readable
 # transformers' clean_up_tokenization, in its order.
 CLEAN_UP = [(f" {mark}", mark) for mark in (".", "?", "!", ",")] + [(" ' ", "'")]
 CLEAN_UP += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
 BYTE_CHARS = frozenset(ByteLevel.alphabet())  # one character for each of the 256 bytes
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+# Decoders whose pieces tell their bytes.
 COUNTED = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece"}
 
 
@@ -106,7 +107,7 @@ class HFTokenizer:
                 f"{self._name}/tokenizer.json: expected a tokenizer of the tokenizers library, got something else "
                 f"({e}); fetch the file again, or upgrade the library"
             ) from None
-        self._tok.no_truncation()
+        self._tok.no_truncation()  # a tokenizer.json may bring both, and documents would be cut
         self._tok.no_padding()
         add_specials(self._tok, self._specials, self._name)
         self._tok.encode_special_tokens = bool(self.config.get("split_special_tokens", False))
@@ -308,7 +309,7 @@ class MarianTokenizer(HFTokenizer):
 
     def _pieces(self, model: sentencepiece.SentencePieceProcessor, text: str) -> Iterator[str]:
         for i, part in enumerate(self._split.split(text)):
-            if i % 2:
+            if i % 2:  # what the expression found stands between the rest
                 yield part
                 continue
             end = part.find("<<") + 2

@@ -34,6 +34,7 @@ def spelt(tokenizer: tokenizers.Tokenizer, tokens: Iterable[str]) -> list[str]:
     neighbour only takes characters away."""
     vocab = tokenizer.get_vocab(with_added_tokens=False)
     own = [token for token in tokens if token in vocab]
+    # At the start of a text, within a word, and on a line of its own.
     texts = [[token, f"a{token}", f"\n{token}"] for token in own]
     return [token for token, made in zip(own, texts, strict=True) if vocab[token] in _ids(tokenizer, made)]
 

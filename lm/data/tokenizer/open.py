@@ -76,7 +76,7 @@ def _of_files(at: Workdir) -> Tokenizer:
             "nothing there; set data.tokenizer to one, or to SentencePiece(...), which trains one"
         )
     data = path.read_bytes()
-    if path.suffix != ".json" and data[:1] != b"{":
+    if path.suffix != ".json" and data[:1] != b"{":  # a SentencePiece model opens with a protobuf tag
         return SentencePieceTokenizer(data, name=str(path))
     if data.startswith(b'{"format": "%s"' % FORMAT.encode()):
         return from_bytes(data, str(path), literal=True)

@@ -25,6 +25,7 @@ from lm.errors import UserError
 # SentencePiece refuses to learn a piece that is spelt like a special one, and drops sentences with NUL.
 UNLEARNABLE = re.compile(r"<0x[0-9A-F]{2}>|<pad>|</s>|<unk>|[\0" + SPACE + "]")
 SENTENCE_CHARS = 1000  # SentencePiece skips sentences above 4192 bytes; 1000 characters are at most 4000
+# What a lossy model loses: spaces at the ends, controls, bytes of no piece, its own mark, a special's name.
 PROBE = "  a b\n\n\t\0é" + SPACE + "\U0001f600</s> "
 THREADS = 2  # the sums of EM depend on the thread count, so it is part of the recipe and not of the machine
 
@@ -64,13 +65,13 @@ class SentencePiece:
                 pad_id=PAD_ID,
                 eos_id=EOS_ID,
                 unk_id=UNK_ID,
-                bos_id=-1,
-                byte_fallback=True,
+                bos_id=-1,  # none: the eos of a document opens the next
+                byte_fallback=True,  # this and the next three make it lossless
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
                 allow_whitespace_only_pieces=True,  # indentation is one piece: code needs 1.5x fewer tokens
-                user_defined_symbols=["\n"],
+                user_defined_symbols=["\n"],  # sentences end there: it would never be learnt
                 num_threads=THREADS,
                 minloglevel=2,
             )
@@ -143,7 +144,7 @@ class SentencePieceTokenizer:
         """Ids of each text, on the calling thread."""
         try:
             if not any(SPACE in text for text in texts):
-                return self._sp.encode(list(texts), num_threads=1)
+                return self._sp.encode(list(texts), num_threads=1)  # workers are processes already
             return [self._encode_around_space(text) for text in texts]
         except TypeError:  # SentencePiece's name for text without a UTF-8 form
             for text in texts:

@@ -215,7 +215,7 @@ def _marked(source: TokenizerFiles) -> list[AddedToken]:
 
 
 def _sentinels(source: TokenizerFiles) -> list[str]:
-    return [f"<extra_id_{i}>" for i in reversed(range(source.config.get("extra_ids", 100)))]
+    return [f"<extra_id_{i}>" for i in reversed(range(source.config.get("extra_ids", 100)))]  # T5Tokenizer's default
 
 
 def _words(

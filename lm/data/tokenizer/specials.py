@@ -73,6 +73,7 @@ def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
     placed = {int(i): _added(t, where) for i, t in config.get("added_tokens_decoder", {}).items()}
     if "added_tokens_decoder" not in config:
         entries |= parse_json(files, "special_tokens_map.json", where)
+    # Transformers 5's name, then the older one.
     extra = entries.get("extra_special_tokens") or entries.get("additional_special_tokens") or []
     if isinstance(extra, dict):
         entries, extra = entries | extra, []
