@@ -94,7 +94,7 @@ def import_hf(folder: str | Path, workdir: str | Path | Workdir, overrides: Sequ
             versions=versions(),
         )
         with _made_whole(workdir) as target:
-            with written_here(target.imported) as kept:
+            with written_here(target.imported) as kept:  # before the checkpoint, without which a run in a store is none
                 _keep(opened, kept)
             with contextlib.closing(Checkpoints(target, resolved.config.checkpoint)) as checkpoints:
                 checkpoints.save_params(0, params, meta)
@@ -173,6 +173,7 @@ class _Kept(NamedTuple):
     unused: Mapping[str, np.ndarray]
 
     def cast(self, dtype: str) -> _Kept:
+        # The older name of `dtype`, which would now contradict it.
         config = {name: value for name, value in self.config.items() if name != "torch_dtype"}
         to = np.dtype(jnp.dtype(dtype))
         unused = {name: x.astype(to) for name, x in self.unused.items()}

@@ -38,7 +38,7 @@ def objective_of(opened: Opened, tokenizer: Any) -> tuple[Objective, int]:
         balance = float(opened.config.get("router_aux_loss_coef") or CausalLM.router_balance)
         return CausalLM(start_id=end, pad_id=pad, router_balance=balance), seq_len
     rising, falling = range(size), range(size - 1, -1, -1)
-    newline = min(3, size - 1)
+    newline = min(3, size - 1)  # that of our tokenizer; of another, a place to fill in
     if model.family == "encoder":
         pad_id, cls, sep, mask = known.distinct((pad, known("cls", "bos"), known("sep", "eos"), known("mask")), falling)
         return MaskedLM(

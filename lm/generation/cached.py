@@ -126,7 +126,7 @@ class CachedDecoder:
         empty = KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         segments = jnp.where(valid, 1, NO_SLOT)
         index = jnp.arange(p)
-        positions = jnp.where(valid, jnp.cumsum(valid, axis=1) - 1, 0)
+        positions = jnp.where(valid, jnp.cumsum(valid, axis=1) - 1, 0)  # padding in front moves no position
         module = self._module(params)
         out = module(
             prompts,
@@ -159,6 +159,7 @@ class CachedDecoder:
         return module.logits(out.hidden)[:, 0], cache._replace(layers=out.cache)
 
     def _module(self, params: Params) -> Any:
+        # Any layer's: `Layers` has the others and does not ask for these.
         first = {name: block[0] for name, block in zip(BLOCKS, params.blocks, strict=False)}
         module = nnx.merge(self._graphdef, {**params.rest, **first})
         module.stack = Layers(self.model, params.blocks)

@@ -88,7 +88,7 @@ class Engine:
         self.model = model
         self.split = jax.jit(model.split)
         self.start = jax.jit(self._start, static_argnames=("strategy", "new"))
-        self.advance = jax.jit(self._advance, donate_argnames="state")
+        self.advance = jax.jit(self._advance, donate_argnames="state")  # the cache is written in place
 
     def _start(self, params: Any, given: Given, settings: Any, *, strategy: Strategy, new: int) -> State:
         """Chooses the first tokens. settings: whatever the strategy takes as numbers, so that changing them compiles

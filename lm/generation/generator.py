@@ -167,7 +167,7 @@ class Generator:
             at = slice(0, len(text)) if self.reads else slice(s - len(text), s)
             row[at] = text
         valid, first = source >= 0, np.zeros(b, np.int32)
-        read = np.where(valid, source, self.end_ids[0]).astype(np.int32)
+        read = np.where(valid, source, self.end_ids[0]).astype(np.int32)  # any id there is: it is not attended to
         prompts_of = np.tile(np.array(call.start, np.int32), (b, 1)) if self.reads else source
         return Given(read, valid, prompts_of, source, first)
 
@@ -249,7 +249,7 @@ class Generator:
 
 def _bucket(n: int, least: int = MIN_BUCKET) -> int:
     """The next power of two, so that few shapes are compiled."""
-    return max(least, 1 << (n - 1).bit_length())
+    return max(least, 1 << (n - 1).bit_length())  # less than twice the slots that are needed
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:

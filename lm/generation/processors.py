@@ -198,6 +198,7 @@ def _decay(scores: jax.Array, n: jax.Array, s: Search) -> jax.Array:
 def seen(ids: jax.Array, counts: jax.Array, vocab_size: int) -> jax.Array:
     """ids [R,T], counts bool [R,T] -> bool [R,V]: the ids where `counts`, but for those outside [0,V)."""
     column = jnp.where(counts & (ids >= 0) & (ids < vocab_size), ids, vocab_size)
+    # One column more, which takes ids out of range and is cut off.
     found = jnp.zeros((ids.shape[0], vocab_size + 1), bool)
     return found.at[jnp.arange(ids.shape[0])[:, None], column].set(True)[:, :vocab_size]
 

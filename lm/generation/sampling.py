@@ -103,7 +103,7 @@ class Drawn(NamedTuple):
     knobs: Knobs
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)  # it holds an array: jit tells instances apart by identity
 class Sample:
     """Draws each token, as `Sampling` says: a strategy of `lm.generation.engine`, whose settings are `Draws`.
 
@@ -191,6 +191,7 @@ def top_p(scores: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def min_p(scores: jax.Array, p: jax.Array) -> jax.Array:
+    # The logarithm of 0 is -inf: no token goes.
     return jnp.where(scores >= jnp.max(scores, axis=-1, keepdims=True) + jnp.log(p), scores, -jnp.inf)
 
 

@@ -68,6 +68,7 @@ def write_model(
 
     with write_folder(folder, overwrite=overwrite) as target:
         write_tensors(target, items(), infos=infos)
+        # Sorted, as transformers writes it.
         (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if generation is not None:
             (target / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")

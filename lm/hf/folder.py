@@ -55,6 +55,7 @@ class Opened:
 
     def unused(self) -> dict[str, np.ndarray]:
         """The tensors that the class stores and never reads."""
+        # Copies: they outlive the folder.
         return {name: np.array(self.read(name)) for name in self.family.unused(self.model) if name in self.stored}
 
 

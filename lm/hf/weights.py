@@ -57,6 +57,7 @@ def read_params(
             if filled is not None:
                 filled.block_until_ready()  # else a fast reader piles up pieces in memory
             array = arrays.pop(path) if path in arrays else _zeros(shape, np.dtype(dtype), sharding)()
+            # The index is an argument: as a constant each place would be compiled.
             filled = arrays[path] = _put(sharding, len(slot.index))(array, piece, np.array(slot.index, np.int32))
     return nested(arrays)
 
@@ -113,4 +114,4 @@ def _put(sharding: NamedSharding, n: int) -> Any:
         piece = piece.reshape((1,) * n + piece.shape).astype(array.dtype)
         return jax.lax.dynamic_update_slice(array, piece, start)
 
-    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)  # in place: two of the largest array may not fit

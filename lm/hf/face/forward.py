@@ -52,6 +52,7 @@ def _mask(inputs: Inputs, name: str = "attention_mask", ids: str = "input_ids") 
 def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], _mask(inputs)
     index = jnp.arange(ids.shape[1])
+    # Padding is in a segment that no query is in.
     seen = Mask(index, index, jnp.ones_like(ids), jnp.where(mask, 1, -1), causal=True, aligned=True)
     positions = inputs.get("position_ids")
     positions = family.positions(ids, mask, model) if positions is None else jnp.broadcast_to(positions, ids.shape)
@@ -60,6 +61,7 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
     if router is not None and "attention_mask" in inputs:
         # In transformers padding goes through the experts too, but does not count for their balance.
         router = module(ids, dtype=dtype, positions=positions, mask=seen, valid=mask).router
+    # Of transformers' the last is behind the final norm.
     out: dict[str, Any] = {"hidden_states": (*x.states[:-1], x.hidden)}
     if isinstance(model.task, LanguageModeling):
         out["logits"] = module.logits(x.hidden)
@@ -70,7 +72,7 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
             aux = router_loss(router, 1.0, 0.0)
             out["aux_loss"] = aux
             if "loss" in out:
-                weight = config.get("router_aux_loss_coef", 0.001)
+                weight = config.get("router_aux_loss_coef", 0.001)  # the default of transformers
                 out["loss"] = out["loss"] + jnp.where(jnp.asarray(asked), weight * aux, 0.0)
         return out
     logits = module.labels(x.hidden)

@@ -32,6 +32,7 @@ def sequence_labels(logits: jax.Array, labels: jax.Array, problem: str | None) -
     if problem == "single_label_classification":
         return cross_entropy(logits, labels.reshape(-1))
     y = labels.astype(logits.dtype)
+    # Binary cross entropy, in the form that cannot overflow.
     return jnp.mean(jnp.maximum(logits, 0) - logits * y + jnp.log1p(jnp.exp(-jnp.abs(logits))))
 
 

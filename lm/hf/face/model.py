@@ -112,7 +112,7 @@ class HFModel:
         first = jnp.argmax(mask, axis=1) if self.model.family == "decoder" else jnp.zeros(len(ids), jnp.int32)
         given, strategy = Given(ids, mask, prompts, ids, first), searching(s)
         with jax.default_matmul_precision("highest"):
-            params = self._engine.split(self.params)
+            params = self._engine.split(self.params)  # anew each time: `load_state_dict` may have replaced them
             state = self._engine.start(params, given, None, strategy=strategy, new=s.max_new_tokens)
             state = self._engine.advance(params, state, s.max_new_tokens)
         found = strategy.found(state.choice)

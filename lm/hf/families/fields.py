@@ -13,7 +13,7 @@ import numpy as np
 from lm.errors import UserError, did_you_mean
 from lm.nn.rope import DynamicScaling, LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
 
-REQUIRED: Any = object()
+REQUIRED: Any = object()  # None may be a default
 
 # Say how a model is run, trained or generated from, not what it computes. Task and ids are read elsewhere.
 COMMON = frozenset(

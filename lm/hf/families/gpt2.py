@@ -44,7 +44,7 @@ def write(m: GPT2) -> dict[str, Any]:
         "layer_norm_epsilon": m.norm_eps,
         "activation_function": ACTIVATION_NAMES[m.activation],
         "resid_pdrop": m.dropout,
-        "embd_pdrop": m.dropout,
+        "embd_pdrop": m.dropout,  # ours have one rate
         "attn_pdrop": m.weights_dropout,
         "initializer_range": m.init_std,
         "scale_attn_weights": m.scale_scores,

@@ -24,7 +24,7 @@ def common(
     rope_key: str | None = None,
 ) -> dict[str, Any]:
     """What every family of this layout reads; theta, eps, tied: its defaults; rope_key: see `Fields.rope`."""
-    f.ignore("max_position_embeddings", "pretraining_tp")
+    f.ignore("max_position_embeddings", "pretraining_tp")  # positions are computed; scalings read the first themselves
     return {
         "vocab_size": f.take("vocab_size"),
         "d_model": f.take("hidden_size"),

@@ -97,7 +97,7 @@ def layout(rows: Iterable[Map], shapes: Mapping[str, Shape]) -> dict[str, Slot]:
             assert name not in slots, f"{name}: in two rows"
             slots[name] = Slot(row, place, shape)
     missing = shapes.keys() - covered
-    assert not missing, f"no row for {sorted(missing)}"
+    assert not missing, f"no row for {sorted(missing)}"  # a parameter without a row would not be read
     return slots
 
 

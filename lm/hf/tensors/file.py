@@ -76,9 +76,11 @@ class TensorFile:
         if place.n_bytes == 0:
             return np.empty(place.shape, place.dtype)
         dtype, size = place.dtype, place.dtype.itemsize
+        # As integers: bfloat16 has no byte order in numpy.
         stored = np.dtype(f">u{size}") if place.big_endian else dtype
         array = np.ndarray(place.shape, stored, self._map, place.start, place.strides)
         extent = sum((n - 1) * stride for n, stride in zip(place.shape, array.strides, strict=True)) + size
+        # At exit the map may be gone before the arrays.
         weakref.finalize(array, _release, self._map, place.start, place.start + extent).atexit = False
         if place.big_endian:
             array = array.astype(f"<u{size}").view(dtype)

@@ -110,7 +110,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(shard_of, dict) or not shard_of:
         raise UserError(f"{path}: expected 'weight_map' with the file of each tensor, got none; download it again")
     for name, shard in shard_of.items():
-        if not isinstance(shard, str) or shard != Path(shard).name:
+        if not isinstance(shard, str) or shard != Path(shard).name:  # an index must not lead out of its folder
             raise UserError(f"{path}: {name}: expected the name of a file in its folder, got {shard!r}; {_MENDED}")
     missing = sorted({shard for shard in shard_of.values() if not (path.parent / shard).is_file()})
     if missing:

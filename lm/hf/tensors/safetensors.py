@@ -93,6 +93,6 @@ def safetensors_layout(
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
         starts[name], at = at, end
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-len(raw) % 8)  # so that the tensors begin at a multiple of 8
     opening = len(raw).to_bytes(8, "little") + raw
     return opening, {name: len(opening) + start for name, start in starts.items()}

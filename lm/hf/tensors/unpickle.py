@@ -100,7 +100,7 @@ class TensorUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if full == "collections.OrderedDict":
+        if full == "collections.OrderedDict":  # what torch saves a state_dict in
             return OrderedDict
         if full in CALLS or full in STORAGES or full in TORCH_DTYPES:
             return _Name(full)

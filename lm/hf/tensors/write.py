@@ -137,7 +137,7 @@ def _write_shards(
         with open(path, "r+b") as file:
             file.seek(start)
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        del array, item
+        del array, item  # before the next is made
     if (missing := next(expected, None)) is not None:
         raise UserError(f"{folder}: expected {_tensor(missing[0])} next, got no more; give all tensors of `infos`")
 
