@@ -13,6 +13,7 @@ WAY_OUT = "restore its config or take a new --workdir"
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
     """Path -> shape. Tuples, lists and named tuples are written alike, as they are after a round trip."""
+    # Shapes of Orbax's metadata and of JAX are leaves alike.
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {".".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
@@ -27,6 +28,7 @@ def compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str, way_
     other = [p for p in sorted(wanted.keys() & stored.keys()) if wanted[p] != stored[p]]
     if not (missing or extra or other):
         return
+    # A few of each: one mistake changes hundreds of paths.
     lines = [f"{p} is {stored[p]} here, expected {wanted[p]}" for p in other[:3]]
     lines += [f"{p} is missing" for p in missing[:2]] + [f"{p} is not in this model" for p in extra[:2]]
     n = len(missing) + len(extra) + len(other)

@@ -63,6 +63,7 @@ class Checkpoints:
         arrays = {k: ocp.args.StandardSave(v) for k, v in _items(state).items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **arrays)
         with self._disk_errors():
+            # The loop decides, not Orbax's own interval.
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def save_params(self, step: int, params: dict[str, Any], meta: Meta) -> None:
@@ -97,7 +98,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
         with self._disk_errors():
-            self._manager.wait_until_finished()
+            self._manager.wait_until_finished()  # raises what the background save did
 
     def close(self) -> None:
         with self._disk_errors():
@@ -107,7 +108,7 @@ class Checkpoints:
         return "ema" if "ema" in self._shapes(step) else "params"
 
     def _restore(self, step: int, wanted: dict[str, Any], way_out: str = WAY_OUT) -> dict[str, Any]:
-        self._check(step, wanted, way_out)
+        self._check(step, wanted, way_out)  # Orbax itself may restore a part of a larger tree and say nothing
         args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in wanted.items()})
         restored = self._manager.restore(step, args=args)
         return {k: restored[k] for k in wanted}
@@ -132,6 +133,7 @@ class Checkpoints:
             yield
         except Exception as e:
             full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+            # TensorStore's errors say it in text alone.
             if full or "No space left on device" in str(e) or "Disk quota exceeded" in str(e):
                 kept = ", ".join(map(str, self.steps())) or "none"
                 raise UserError(
@@ -143,5 +145,6 @@ class Checkpoints:
 
 def _items(state: Any) -> dict[str, Any]:
     """The items of a step folder. A record without a moving average has no item for it."""
+    # Weights are read without the optimizer's state.
     items = {"params": state.params, "train": {"step": state.step, "opt": state.opt}}
     return items if state.ema is None else items | {"ema": state.ema}

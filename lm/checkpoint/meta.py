@@ -23,6 +23,7 @@ class Meta:
     versions: dict[str, str]
 
     def encode(self) -> dict[str, Any]:
+        # JSON holds no bytes.
         return dataclasses.asdict(self) | {"tokenizer": base64.b64encode(self.tokenizer).decode()}
 
     @classmethod
@@ -34,8 +35,9 @@ def latest_meta(workdir: Workdir) -> Meta | None:
     """What stands beside the arrays of the latest finished step, read without Orbax; None where none is finished."""
     if not workdir.has_checkpoints():
         return None
+    # Orbax's unfinished folders have more than digits. By number, as text puts 1000 before 200.
     steps = sorted((p for p in workdir.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    for step in reversed(steps):
+    for step in reversed(steps):  # the last one may be half written
         meta = step / "meta" / "metadata"
         if meta.exists() and (not workdir.is_remote or (step / COMMITTED).exists()):
             return Meta.decode(json.loads(meta.read_bytes()))

@@ -34,6 +34,7 @@ def preservation(policy: Checkpoint) -> Any:
         keep.append(policies.EveryNSteps(policy.keep_every))
     if policy.keep_best:
         metric = operator.itemgetter(policy.metric)
+        # Without a metric they would all be kept besides.
         best = functools.partial(policies.BestN, get_metric_fn=metric, keep_checkpoints_without_metrics=False)
-        keep.append(best(reverse=True, n=policy.keep_best))
+        keep.append(best(reverse=True, n=policy.keep_best))  # lower is better: Orbax takes the highest by itself
     return policies.AnyPreservationPolicy(keep)

@@ -107,7 +107,7 @@ def _check_ids(config: Config) -> None:
 def _check_parameters(config: Config) -> None:
     """Checks the parameters against the axes of the mesh that have a size: it fails before any data is prepared."""
     sizes = config.mesh.sizes(config.mesh.min_devices)
-    if max(sizes.values()) == 1:
+    if max(sizes.values()) == 1:  # nothing is divided: no need to trace the model
         return
     model = models.abstract(config.model)
     for path, info in params.paths(model.infos).items():

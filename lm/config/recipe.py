@@ -49,6 +49,7 @@ def find_recipe(recipe: str) -> Path:
         if not path.is_file():
             raise UserError(f"{recipe}: no such recipe file{did_you_mean(path.name, _names(path.parent))}")
         return path
+    # A user's own recipe wins over ours of its name.
     folders = [Path("configs"), Path(__file__).resolve().parents[2] / "configs"]
     for folder in folders:
         if (folder / f"{recipe}.py").is_file():

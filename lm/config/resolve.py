@@ -38,6 +38,7 @@ class Resolved:
             config = codec.decode(Config, encoded)
         except UserError as e:
             raise UserError(f"{where}: {e}") from e
+        # An older version stored its own names.
         return cls(config, {path_today(config, path): origin for path, origin in origins.items()})
 
 

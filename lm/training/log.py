@@ -99,14 +99,15 @@ class _Records:
         self._uploads = Uploads(workdir, log) if workdir.is_remote else None
         here = workdir if self._uploads is None else self._uploads.here
         if self._uploads is not None and workdir.metrics.exists():
-            workdir.metrics.copy(here.metrics)
+            workdir.metrics.copy(here.metrics)  # an object cannot be appended to: its records go on in a file here
         _truncate(Path(here.metrics), start_step)
         self._file = open(here.metrics, "a", encoding="utf-8")
+        # TensorBoard then hides what a killed run wrote after the step.
         self._tensorboard = SummaryWriter(str(here.tensorboard), purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, kind: str, record: dict[str, Any]) -> None:
         self._file.write(json.dumps({"kind": kind, "step": step} | record) + "\n")
-        self._file.flush()
+        self._file.flush()  # a killed process keeps its last record
         for name, value in _scalars(record).items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         self._tensorboard.flush()
@@ -142,7 +143,7 @@ def _truncate(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue  # the half line of a killed run
-    write_atomic(path, "".join(kept).encode())
+    write_atomic(path, "".join(kept).encode())  # killed here, the old file stays
 
 
 def duration(seconds: float) -> str:

@@ -107,9 +107,11 @@ class Loop:
                 with clock.phase("step"):
                     state, metrics = self.programs[shape].step(state, batch)
                     begun.append(Done(at, shape, metrics))
-                    pace(metrics)
+                    pace(metrics)  # the metrics, as the next step consumes the state
                 at = at.after(shape)
+                # Every process asks at every step, so that all agree on one.
                 ending, stopping = at.step == last, stop.requested(at.step)
+                # The first step shows at once that a run runs.
                 log = at.step == 1 or at.step % config.train.log_every == 0 or ending or stopping
                 evaluate = ending or (config.train.eval_every and at.step % config.train.eval_every == 0)
                 save = ending or stopping or at.step % config.checkpoint.every == 0
@@ -122,7 +124,7 @@ class Loop:
                     done = []
                     clock.restart()
                 evaluation = None
-                if evaluate and not (stopping and not ending):
+                if evaluate and not (stopping and not ending):  # a preemption leaves time to save alone
                     with clock.phase("eval"):
                         evaluation = self.evaluate(at.step, state)
                 if save:
@@ -213,4 +215,5 @@ class Loop:
         )
         found = perplexity.total(evaluation or {})
         self.log.flush()
+        # Without a metric it does not compete for keep_best.
         self.checkpoints.save(at.step, state, meta, found.record() if found.tokens else None)

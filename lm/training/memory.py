@@ -43,4 +43,4 @@ def device_bytes(config: Config, n_devices: int) -> DeviceBytes:
     params, optimizer, ema = (
         size(abstract, axes) for abstract, axes in zip(spec.abstract[1:], spec.axes[1:], strict=True)
     )
-    return DeviceBytes(params, optimizer, params, ema)
+    return DeviceBytes(params, optimizer, params, ema)  # gradients have the size and place of parameters

@@ -47,5 +47,5 @@ def background(f: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
     """f(*args) on a thread of its own."""
     executor = concurrent.futures.ThreadPoolExecutor(1)
     future = executor.submit(f, *args)
-    executor.shutdown(wait=False)
+    executor.shutdown(wait=False)  # its one thread ends with its one job
     return future

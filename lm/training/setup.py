@@ -44,6 +44,7 @@ class Setup:
         def init() -> State:
             with sharding.scope(mesh, rules):
                 params = models.init(config.model, jax.random.key(train.seed))
+            # Copies: of a donated state no two arrays may share a buffer.
             ema = None if spec.abstract.ema is None else jax.tree.map(jnp.copy, params)
             return State(jnp.zeros((), jnp.int32), params, spec.tx.init(params), ema)
 
@@ -73,7 +74,7 @@ class Setup:
                 with sharding.scope(mesh, rules):
                     return f(*args)
 
-            traced.__name__ = f.__name__
+            traced.__name__ = f.__name__  # names the compiled module, for profiles
             return traced
 
         return cls(
@@ -86,8 +87,8 @@ class Setup:
             step=jax.jit(
                 scoped(train_step),
                 donate_argnums=0,
-                in_shardings=(shardings, batch_shardings),
-                out_shardings=(shardings, replicated),
+                in_shardings=(shardings, batch_shardings),  # said, since it is compiled before there are arguments
+                out_shardings=(shardings, replicated),  # the state where it was, or it could not be donated
             ),
             score=jax.jit(
                 scoped(score),

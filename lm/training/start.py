@@ -71,6 +71,7 @@ def initial_state(config: Config, setup: Setup) -> State:
     state = state._replace(params=None)  # before there are others: they may fill half of the device
     with _weights(config) as (source, step):
         params = source.restore_params(step, setup.abstract_state.params, WAY_OUT)
+    # A copy: the step is given both to consume.
     return state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
 
@@ -97,7 +98,7 @@ def _weights(config: Config) -> Iterator[tuple[Checkpoints, int]]:
 def open_data(config: Config, folder: Workdir) -> Corpus:
     """The corpus of a run, prepared where it is not yet, and compared with the model, the objective and the weights
     that the run in `folder` begins with. Raises UserError; before the corpus is made where that can be known."""
-    of_weights = tokenizer_of_weights(config, folder)
+    of_weights = tokenizer_of_weights(config, folder)  # these two first: a corpus may take hours
     check_named_tokenizer(config)
     corpus = prepare_once(config)
     check_tokenizer(config, corpus.tokenizer)
@@ -111,7 +112,7 @@ def prepare_once(config: Config) -> Corpus:
     if first:
         corpus = prepare(config.data)
     distributed.barrier("prepare")
-    return corpus if first else prepare(config.data)
+    return corpus if first else prepare(config.data)  # opens what the first has made
 
 
 def check_workdir(workdir: Workdir) -> None:

@@ -53,9 +53,10 @@ def make_train_step(
         return jax.lax.scan(body, start, (jnp.arange(microbatches), split))[0]
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        # By the step: a resumed run draws what it would have.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, loss = gradients(state.params, batch, key)
-        weight = jnp.maximum(loss.weight, 1.0)
+        weight = jnp.maximum(loss.weight, 1.0)  # a batch without a target gives zeros, not NaN
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = global_norm(grads)
         if optim.clip_norm is not None:
@@ -72,7 +73,7 @@ def make_train_step(
             "loss": loss.total / weight,
             "nll": loss.nll / weight,
             "grad_norm": norm,
-            "lr": schedule(state.step),
+            "lr": schedule(state.step),  # `tx` counts for itself, from 0 as this does
             "tokens": loss.weight,
         }
         return new, metrics

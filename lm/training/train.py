@@ -41,10 +41,11 @@ def train(resolved: Resolved, workdir: str | Path | Workdir) -> Result:
         stream = Stream.of(config.data, corpus)
         start = Start.find(folder, setup, stream)
         programs, shape = Programs(setup), BatchSchedule.of(config.data).shape(start.position.examples_seen)
-        programs.start(shape)
+        programs.start(shape)  # in the background, while the state is made or read
         state = start.state(setup)
-        compiled = programs[shape]
+        compiled = programs[shape]  # raises what compiling raised, before anything is written
         loading.result()
+        # In this order: a loss that is not finite is in no spread.
         observers = (Finite(), Spikes(config.train.spike_sigmas), Targets())
         loop = Loop(resolved, setup, corpus, stream, programs, observers)
         return loop.run(state, start, _opening(setup, stream, compiled, time.perf_counter() - began))

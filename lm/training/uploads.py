@@ -42,10 +42,12 @@ class Uploads:
         """Returns when the store has what the files held at the call. Raises what the client does."""
         with self._lock:
             root = Path(self.here.path)
+            # Files that are still written have a dot in front.
             for path in sorted(p for p in root.rglob("[!.]*") if p.is_file()):
                 name = path.relative_to(root)
                 if (size := path.stat().st_size) == self._sizes.get(name):
                     continue
+                # What has come since is the next upload's.
                 (self._workdir.path / name).write_bytes(path.read_bytes()[:size])
                 self._sizes[name] = size
 

@@ -31,8 +31,8 @@ from lm.training.state import Position
 from lm.workdir import write
 
 EMPTY_STEPS = 16  # in a row without a target, after which a run stops
-WINDOW = 128
-AT_LEAST = 32
+WINDOW = 128  # losses to compare with: more of them lag behind a falling loss, fewer have a noisy spread
+AT_LEAST = 32  # of them, or there is no spread to speak of
 NORMAL = 1.4826  # standard deviation of a normal distribution by its median absolute deviation
 RELATIVE_SPREAD = 1e-3  # of the median, below which no spread is believed: a run that has memorised its text
 
@@ -131,6 +131,7 @@ class Spikes:
             return None
         median = statistics.median(before)
         spread = NORMAL * statistics.median(abs(x - median) for x in before)
+        # 1e-12: all losses may be 0.
         sigmas = (loss - median) / max(spread, RELATIVE_SPREAD * abs(median), 1e-12)
         high = sigmas > self._sigmas
         if high and not self._high:
