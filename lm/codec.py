@@ -64,6 +64,7 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
     if origin in (typing.Union, types.UnionType):
         return _decode_union(args, value, at)
     if origin is typing.Literal:
+        # The types too, since 1 == True.
         if value not in args or not any(value == a and type(value) is type(a) for a in args):
             raise UserError(f"{at}: expected one of {', '.join(map(repr, args))}, got {value!r}")
         return value
@@ -74,8 +75,9 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
             raise UserError(f"{at}: expected a dict, got {value!r}")
         return {decode(args[0], k, at): decode(args[1], v, f"{at}.{k}") for k, v in value.items()}
     if kind is float and type(value) is int:
+        # `float` of a larger one raises; inf is refused below.
         value = float(value) if abs(value) <= sys.float_info.max else math.inf
-    if type(value) is not kind:
+    if type(value) is not kind:  # not isinstance: True is no number
         raise UserError(f"{at}: expected {_name(kind)}, got {value!r}{_way_out(kind, value, at)}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{at}: expected a finite number, got {value!r}")
@@ -91,7 +93,7 @@ def override(config: Any, *assignments: str) -> Any:
     for assignment in assignments:
         path, value = _assignment(assignment)
         config = _replace(type(config), config, path.split("."), value, path)
-    return decode(type(config), encode(config))
+    return decode(type(config), encode(config))  # every __post_init__ runs again
 
 
 def assigned(assignment: str, config: Any = None) -> set[str]:
@@ -121,7 +123,7 @@ def stored_name(kind: type) -> str:
 
 def flatten(encoded: Any, at: str = "") -> dict[str, Any]:
     """Leaf path -> value of an encoded config, `_type` entries included, in today's spelling."""
-    if isinstance(encoded, dict) and encoded:
+    if isinstance(encoded, dict) and encoded:  # an empty one is a leaf, whose value is {}
         items = [flatten(v, f"{at}.{k}" if at else k) for k, v in encoded.items()]
         return functools.reduce(lambda a, b: a | b, items, {})
     return {at: _today(encoded, at.rpartition(".")[2])}
@@ -192,6 +194,7 @@ def _decode_union(args: tuple, value: Any, at: str) -> Any:
             errors.append(e)
     options = [a for a in args if a is not type(None)]
     if len(options) == 1 or (isinstance(value, dict) and any(dataclasses.is_dataclass(a) for a in options)):
+        # Of several options the one that got beyond its first look tells more.
         raise errors[0] if len(options) == 1 else min(errors, key=lambda e: str(e).startswith(f"{at}: expected"))
     raise UserError(f"{at}: expected {' or '.join(_name(a) for a in args)}, got {value!r}")
 
@@ -236,6 +239,7 @@ def _replace(kind: Any, node: Any, keys: list[str], value: Any, path: str) -> An
     if not rest:
         value = value_today(type(node), key, value, at.rpartition(".")[0] or type(node).__name__)
     new = copy.copy(node)
+    # Past __post_init__: another assignment may still make it fit.
     object.__setattr__(new, key, _replaced(hints[key], getattr(node, key), rest, value, path, at))
     return new
 

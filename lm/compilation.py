@@ -14,6 +14,7 @@ def enable_cache(folder: Path = CACHE_FOLDER) -> None:
     """Keeps every compiled program in `folder`, those that compile quickly included."""
     jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # 0 would let JAX choose a size by the file system.
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

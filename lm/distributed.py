@@ -37,6 +37,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
             f"--distributed: expected a TPU pod, Slurm or another cluster that JAX detects, got none ({e}); give "
             "--coordinator HOST:PORT --num-processes N --process-id I, or leave it out on one machine"
         ) from e
+    # Else each process would train alone, and all write to one folder.
     if num_processes is not None and jax.process_count() != num_processes:
         raise RuntimeError(f"expected {num_processes} processes, JAX sees {jax.process_count()}")
 
@@ -66,6 +67,7 @@ def use_cpu_cores(rows: int, n_devices: int | None = None) -> None:
     asked_for: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if "xla_force_host_platform_device_count" in flags or asked_for > 0:
         return
+    # A container may be given fewer than there are.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n = n_devices or max(d for d in range(1, cores + 1) if rows % d == 0)
     try:
@@ -84,7 +86,7 @@ class Pace:
     that cannot begin.
     """
 
-    def __init__(self, ahead: int = 4):
+    def __init__(self, ahead: int = 4):  # far below the 32 programs at which XLA's CPU client can deadlock
         self._ahead = ahead
         self._dispatched: collections.deque[Any] = collections.deque()
 

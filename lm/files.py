@@ -17,6 +17,7 @@ Log = Callable[[str], None]  # a line for whoever waits
 
 def temporary_name(path: Path) -> Path:
     """Where what will be `path` is written: beside it, under a name of this process on this host."""
+    # Hosts that share a folder may have one pid.
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.unfinished")
 
 
@@ -35,7 +36,7 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())
+            os.fsync(f.fileno())  # before the rename: after a crash the name must not be of an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,7 +64,7 @@ def locked(
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        file = open(path, "a+")
+        file = open(path, "a+")  # not "w": it would empty the holder's name before the lock is ours
     except OSError as e:
         raise UserError(
             f"{path}: expected a file that can be written, got {e.strerror}; change its permissions, or choose another "

@@ -71,5 +71,7 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
     if devices[0].platform == "cpu":  # no links to follow; keeps process order, so rows of a batch stay local
         grid = np.array(devices).reshape(shape)
     else:
+        # A mesh axis may be a part of a torus axis.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    # The compiler places what is not constrained.
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -30,6 +30,7 @@ class Renaming(type):
             say(cls.__name__, cls, sorted(old))
             moved = {tuple(old_names(cls)[name].split(".")): kwargs.pop(name) for name in sorted(old)}
             kwargs = _set(cls, kwargs, moved)
+        # After the fields: an old field may hold an old value.
         kwargs = {name: value_today(cls, name, value, cls.__name__) for name, value in kwargs.items()}
         return super().__call__(*args, **kwargs)
 
@@ -37,8 +38,9 @@ class Renaming(type):
 @functools.cache
 def old_names(kind: type) -> dict[str, str]:
     """Old field name -> dotted path of today, those of base classes included; empty for a class without any."""
-    tables = [vars(base).get("renamed", {}) for base in reversed(kind.__mro__)]
+    tables = [vars(base).get("renamed", {}) for base in reversed(kind.__mro__)]  # a subclass has the last word
     fields = getattr(kind, "__dataclass_fields__", {})
+    # An old name that is a field again means the field.
     return {old: new for table in tables for old, new in table.items() if old not in fields}
 
 
@@ -83,6 +85,7 @@ def formerly(*names: str) -> Callable[[Kind], Kind]:
 
     def mark(kind: Kind) -> Kind:
         for name in names:
+            # A name may have been that of several, which their bases tell apart.
             _CLASSES.setdefault(name, []).append(kind)
         return kind
 

@@ -65,6 +65,7 @@ class Run:
             search, start = _says(self.imported, self.config)
             ends = search.eos_token_id
             start_id = start if reads else None
+            # An id that ends a text is drawn whatever the padding is.
             return make(_Imported(self.tokenizer), start_id=start_id, pad_id=ends[0], end_id=ends, search=search)
         end = objective.start_id
         return make(
@@ -83,6 +84,7 @@ def _says(folder: epath.Path, config: Config) -> tuple[Search, int]:
 
     said = read_json(folder / CONFIG)
     generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
+    # A call says these itself: what the folder says of them must not matter.
     one = {"max_new_tokens": 1, "num_beams": 1, "num_return_sequences": 1, "do_sample": False}
     search = generation_defaults(said, generation, prompt_len=1, **one)
     ends = tuple(i for i in search.eos_token_id if i < config.model.vocab_size) or (config.objective.start_id,)
@@ -149,6 +151,7 @@ def restore(
         setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
         params = checkpoints.restore_params(step, setup.abstract_state.params)
     kept = workdir.imported if workdir.is_imported() else None
+    # Prompts of an imported model may spell its special tokens.
     tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=kept is None) if meta.tokenizer else None
     return Run(resolved, step, setup, params, tokenizer, kept)
 

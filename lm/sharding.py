@@ -29,12 +29,12 @@ class Rules:
     """Logical axis -> mesh axis (or several, or None for replicated). The default is FSDP plus tensor parallelism."""
 
     # weights
-    layers: Placement = None
+    layers: Placement = None  # a scan slices this axis: split, each turn would fetch its layer
     embed: Placement = "fsdp"
     vocab: Placement = "tensor"
     heads: Placement = "tensor"
-    kv_heads: Placement = "tensor"
-    head_dim: Placement = None
+    kv_heads: Placement = "tensor"  # as `heads`: queries find their group's keys on their device
+    head_dim: Placement = None  # a rotation needs both halves of a head
     mlp: Placement = "tensor"
     experts: Placement = "expert"
     position: Placement = None
@@ -42,7 +42,7 @@ class Rules:
     # activations
     act_batch: Placement = ("data", "fsdp", "expert")
     act_seq: Placement = "seq"
-    act_embed: Placement = None
+    act_embed: Placement = None  # each product with a weight would gather it again
     act_heads: Placement = "tensor"
     act_kv_heads: Placement = "tensor"
     act_mlp: Placement = "tensor"

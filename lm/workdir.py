@@ -30,7 +30,7 @@ from etils import epath
 from lm.errors import UserError
 from lm.files import locked, write_atomic
 
-SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")  # one slash: a Path has dropped the other
 CLIENTS = ("gcsfs", "google.cloud.storage")  # of gs://: for paths, and what Orbax asks about buckets
 
 
@@ -229,7 +229,7 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-@functools.cache
+@functools.cache  # once for each bucket: every look at the folder asks
 def _list(bucket: str) -> None:
     """Asks for one object, which takes no more rights than a run does. gcsfs would make a bucket that is not there, and
     takes an empty one whose settings it may not read for none."""

@@ -42,6 +42,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.distributed or args.coordinator or args.num_processes is not None or args.process_id is not None:
         distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     else:
+        # Before anything makes JAX look for devices.
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
     compilation.enable_cache()
     from lm.training.train import train

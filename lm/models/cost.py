@@ -60,7 +60,7 @@ def flops_per_token(model: Model, infos: dict, seq_len: int, row: Row | None = N
         if info.keys is None:
             continue
         n_layers, _, n_heads, head_dim = info.shape
-        # Q k^T and its product with v, 2 each forward and twice that backward.
+        # q k^T and the product with v: 2 each forward, twice that backward.
         work = 12.0 * times * n_layers * n_heads * head_dim * places[info.used] * places[info.keys]
         # Only a decoder's attention over itself is causal.
         half = model.family != "encoder" and info.used == info.keys == "token"

@@ -123,7 +123,7 @@ class Attention(nnx.Module):
             if cache is not None:
                 cache = KVCache(*(_write(old, new, index) for old, new in zip(cache, (k, v), strict=True)))
                 k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
-        drops = self.dropout > 0.0 and key is not None  # without a key, as in evaluation, any kernel will do
+        drops = self.dropout > 0.0 and key is not None  # evaluation has no key and asks no kernel for dropout
         needed = kernels.needs(mask, bias=bias is not None, softcap=self.softcap is not None, dropout=drops)
         y = kernels.choose(compute.attention, needed)(
             q,

@@ -23,7 +23,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         init: Init,
         bias: bool = True,
-        axes: tuple[str | None, str | None] = ("embed", None),  # the output is some labels, which no mesh axis divides
+        axes: tuple[str | None, str | None] = ("embed", None),
     ):
         self.kernel = param(rngs, (d_in, d_out), axes, init)
         if bias:

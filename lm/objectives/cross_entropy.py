@@ -47,7 +47,7 @@ def _backward(head, z_loss, label_smoothing, chunks, residuals, cotangents):
     scale = cotangents[0]
     # The cotangent is float32, and x perhaps not.
     d_params, d_x = jax.tree.map(lambda g: (g * scale).astype(g.dtype), (d_params, d_x))
-    # Float0 is JAX's gradient of integers; weights have none.
+    # `float0` is JAX's gradient of integers; weights have none.
     return d_params, d_x, np.zeros(targets.shape, jax.dtypes.float0), None
 
 

@@ -145,7 +145,7 @@ def closed(tokens: np.ndarray, pad_id: int, start_id: int) -> np.ndarray:
     they are.
     """
     real = tokens != pad_id
-    if pad_id == start_id or real.all():  # the usual case: nothing is copied
+    if pad_id == start_id or real.all():  # full rows are the usual case, and are not copied
         return tokens
     goes_on = real[:, 1:] > real[:, :-1]  # text after padding
     which = np.flatnonzero(goes_on.any(axis=1))

@@ -97,7 +97,6 @@ class SpanCorruption(Objective):
         targets (`random_spans_helper` of the T5 code)."""
         if n_inputs < 3:
             raise UserError(f"n_inputs: expected at least 3, for a token, a sentinel and eos, got {n_inputs}")
-        # A bound from below.
         n = n_inputs - 1  # spans are no more than noise, so inputs are at most one more than the text
         while self.lengths(n + 1).inputs <= n_inputs:
             n += 1

@@ -56,7 +56,7 @@ def words_of(tokenizer: Spelling) -> WordBoundaries:
     for i, piece in enumerate(pieces):
         text = tokenizer.decode([i])
         opens = piece.startswith(SPACES) or text[:1].isspace()
-        spaced |= opens and len(piece) > 1
+        spaced |= opens and len(piece) > 1  # a piece that is a space alone says nothing of words
         goes_on[i] = len(piece) > len(GOES_ON) and piece.startswith(GOES_ON)
         if text:
             begins[i], ends[i] = not opens and _of_word(text[0]), _of_word(text[-1])

@@ -73,7 +73,7 @@ def scale_by_adafactor(
             row = b * row + (1 - b) * jnp.mean(g2, axis=matrix.cols, keepdims=True)
             col = b * col + (1 - b) * jnp.mean(g2, axis=matrix.rows, keepdims=True)
             mean = jnp.mean(row, axis=matrix.rows, keepdims=True)
-            # Row * col would underflow: EPS_GRAD^2 is no float32.
+            # `row * col` would underflow: EPS_GRAD^2 is no float32.
             u = g * jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(col)
             moments = _Moments(row=row, col=col)
         else:

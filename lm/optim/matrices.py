@@ -41,7 +41,7 @@ def as_matrix(axes: Axes, where: str) -> Matrix | None:
             f"{where}: expected at most one input and one output dimension after {STACK_AXES}, got {names}; "
             "use AdamW, or teach lm/optim/matrices.py this parameter"
         )
-    return Matrix(*groups) if len(groups) == 2 else None
+    return Matrix(*groups) if len(groups) == 2 else None  # one group is a vector, whatever its dimensions
 
 
 def n_stacked(axes: Axes) -> int:

@@ -68,6 +68,7 @@ def needs(mask: Mask, *, bias: bool = False, softcap: bool = False, dropout: boo
 def choose(name: str, needed: set[Feature]) -> Attend:
     """The kernel called `name`, or for `AUTO` the first that can do what is needed."""
     if name == AUTO:
+        # There is one: the reference can do all.
         return next(kernel.attend for kernel in KERNELS.values() if needed <= kernel.can)
     if missing := needed - KERNELS[name].can:
         raise UserError(
