@@ -17,7 +17,7 @@ from lm.config import Resolved
 from lm.data import open_corpus
 from lm.evals.evaluate import Validation
 from lm.generation import Sampling
-from lm.renamed import path_today
+from lm.renamed import leaf_today, path_today
 from lm.training import train
 
 STORED = Path(__file__).parent / "stored"
@@ -50,7 +50,7 @@ def test_its_config_says_the_same_under_the_names_of_today(run):
     assert '"lm.models.llama.Llama"' in text and "lm." not in stored(run).to_json()
     config = stored(run).config
     again = codec.flatten(codec.encode(config))
-    then = {path_today(config, path): value for path, value in codec.flatten(tree["config"]).items()}
+    then = dict(leaf_today(config, path, value) for path, value in codec.flatten(tree["config"]).items())
     assert {path: again[path] for path in then} == then
     assert not configs.changes(json.dumps(tree), config)  # what it did not have yet is as it is by default
     assert stored(run).origins == {path_today(config, path): origin for path, origin in tree["origins"].items()}
