@@ -32,13 +32,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def at_least_one(section: str, node: Any, *names: str) -> None:
-    """Refuses fields below 1."""
-    for name in names:
-        if getattr(node, name) < 1:
-            raise UserError(f"{section}.{name}: expected at least 1, got {getattr(node, name)}")
-
-
 def not_negative(section: str, node: Any, *names: str) -> None:
     """Refuses fields below 0."""
     for name in names:
@@ -51,4 +44,4 @@ def positive(section: str, node: Any, *names: str) -> None:
     for name in names:
         value = getattr(node, name)
         if value is not None and value < 1:
-            raise UserError(f"{section}.{name}: expected a positive number, got {value}")
+            raise UserError(f"{section}.{name}: expected at least 1, got {value}")

@@ -23,6 +23,7 @@ from lm.mesh import Mesh
 from lm.models.base import abstract
 from lm.models.cost import count, count_active
 from lm.training.train import train
+from tests.halves import slow_but
 from tests.tolerances import assert_close, assert_equal
 from tests.training import runs
 
@@ -137,10 +138,7 @@ def test_published_sizes_are_of_recipes_that_are_here():
     assert set(TINY) == SMALLER.keys()
 
 
-FEW = ("llama_tiny", "bert_tiny", "t5_tiny")  # one of each family; `make test-slow` trains them all
-
-
-@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in TINY])
+@pytest.mark.parametrize("name", slow_but(["bert_tiny"], TINY))
 def test_a_tiny_recipe_learns_and_is_evaluated(name, trained):
     workdir = trained(name)
     losses = [r["loss"] for r in records(workdir, "train")]
@@ -166,17 +164,18 @@ def test_stopped_and_resumed_is_bit_equal_to_uninterrupted(name, corpus, trained
     assert [r["loss"] for r in records(tmp_path, "train")] == [r["loss"] for r in records(trained(name), "train")]
 
 
-MESHES = [
-    ("llama_tiny", Mesh(data=2, fsdp=2, tensor=2), []),
-    ("bert_tiny", Mesh(data=2, fsdp=2, tensor=2), []),
-    ("t5_tiny", Mesh(data=2, fsdp=2, tensor=2), []),
-    ("mixtral_tiny", Mesh(data=2, fsdp=1, expert=2, tensor=2), []),
-    ("mixtral_tiny", Mesh(data=2, fsdp=1, expert=2, tensor=2), ["model.capacity_factor=1.0"]),
-]
+MESHES = {
+    "llama": ("llama_tiny", Mesh(data=2, fsdp=2, tensor=2), []),
+    "bert": ("bert_tiny", Mesh(data=2, fsdp=2, tensor=2), []),
+    "t5": ("t5_tiny", Mesh(data=2, fsdp=2, tensor=2), []),
+    "mixtral": ("mixtral_tiny", Mesh(data=2, fsdp=1, expert=2, tensor=2), []),
+    "mixtral, capacity": ("mixtral_tiny", Mesh(data=2, fsdp=1, expert=2, tensor=2), ["model.capacity_factor=1.0"]),
+}
 
 
-@pytest.mark.parametrize("name, mesh, overrides", MESHES, ids=["llama", "bert", "t5", "mixtral", "mixtral, capacity"])
-def test_eight_devices_compute_what_one_does(name, mesh, overrides, corpus):
+@pytest.mark.parametrize("case", slow_but(["llama", "mixtral, capacity"], MESHES))
+def test_eight_devices_compute_what_one_does(case, corpus):
+    name, mesh, overrides = MESHES[case]
     # The momentum of SGD is the gradient; other optimizers would turn the noise of one that is 0 into a step.
     config = dataclasses.replace(small(name, corpus, *overrides), optim=runs.SGD_)
     stores = prepare(corpus, progress=False).train

@@ -33,7 +33,7 @@ def compare(stored: dict[str, tuple], wanted: dict[str, tuple], where: str, way_
     lines += [f"{p} is missing" for p in missing[:2]] + [f"{p} is not in this model" for p in extra[:2]]
     n = len(missing) + len(extra) + len(other)
     more = f" and {n - len(lines)} more" if n > len(lines) else ""
-    if "/train" in where:
+    if where.endswith("/train"):
         cause = "saved with another optimizer or another optim.ema_decay"
     elif not missing and not extra and all(stored[p][1:] == wanted[p][1:] for p in other):
         cause = "saved with another model.n_layers or model.vocab_size"

@@ -7,7 +7,7 @@ import functools
 import operator
 from typing import Any, Literal
 
-from lm.errors import at_least_one, not_negative
+from lm.errors import not_negative, positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Checkpoint:
     metric: Literal["loss", "perplexity", "bits_per_byte"] = "loss"  # of the evaluation, lower is better
 
     def __post_init__(self):
-        at_least_one("checkpoint", self, "every", "keep_last")
+        positive("checkpoint", self, "every", "keep_last")
         not_negative("checkpoint", self, "keep_every", "keep_best")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lm.checkpoint.policy import Checkpoint
 from lm.data import Data
-from lm.errors import UserError, at_least_one, not_negative
+from lm.errors import UserError, not_negative, positive
 from lm.evals.config import Eval
 from lm.mesh import Mesh
 from lm.models import Model
@@ -31,7 +31,7 @@ class Train:
     spike_sigmas: float | None = 8.0
 
     def __post_init__(self):
-        at_least_one("train", self, "steps", "microbatches", "log_every")
+        positive("train", self, "steps", "microbatches", "log_every")
         not_negative("train", self, "eval_every")
         if self.spike_sigmas is not None and not self.spike_sigmas > 0:
             raise UserError(f"train.spike_sigmas: expected a positive number or None, got {self.spike_sigmas}")

@@ -223,7 +223,7 @@ def _made_here(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> _Kept:
     more: dict[str, Any] = dict(ids)
     if model.max_seq_len is None and (model.family == "decoder" or type(model) is Transformer):
         more["max_position_embeddings"] = objective.longest(config.data.seq_len)
-    if isinstance(objective, CausalLM) and model.active_experts < 1.0:
+    if isinstance(objective, CausalLM) and model.is_routed:
         more["router_aux_loss_coef"] = objective.router_balance
     float32 = np.dtype(np.float32)
     dtypes = dict.fromkeys(export.layout_of(model, shapes), float32)

@@ -35,7 +35,8 @@ def objective_of(opened: Opened, tokenizer: Any) -> tuple[Objective, int]:
         if tokenizer is not None and not {tokenizer.ids["eos"], tokenizer.ids["sep"]} <= {None}:
             pad = tokenizer.pad_id
         pad = NO_PAD if pad is None or pad == end else pad
-        balance = float(opened.config.get("router_aux_loss_coef") or CausalLM.router_balance)
+        stated = opened.config.get("router_aux_loss_coef")
+        balance = CausalLM.router_balance if stated is None else float(stated)
         return CausalLM(start_id=end, pad_id=pad, router_balance=balance), seq_len
     rising, falling = range(size), range(size - 1, -1, -1)
     newline = min(3, size - 1)  # that of our tokenizer; of another, a place to fill in

@@ -19,7 +19,7 @@ from lm.data.stream.batches import BatchPhase, BatchSchedule
 from lm.data.stream.exclude import Exclude, ExcludeDocuments
 from lm.data.stream.mixture import Phase, as_phases, mean_weight
 from lm.data.tokenizer.sentencepiece import SentencePiece
-from lm.errors import UserError
+from lm.errors import UserError, positive
 from lm.renamed import Renaming
 
 
@@ -109,9 +109,7 @@ class Data(metaclass=Renaming):
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"data.{name}: expected one of {known}, got {getattr(self, name)!r}")
-        for name, value in (("seq_len", self.seq_len), ("batch_size", self.batch_size), ("workers", self.workers or 1)):
-            if value < 1:
-                raise UserError(f"data.{name}: expected at least 1, got {value}")
+        positive("data", self, "seq_len", "batch_size", "workers")
         BatchSchedule.of(self)
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction: expected 0 <= x < 1, got {self.validation_fraction}")

@@ -93,6 +93,11 @@ class Model(metaclass=Renaming):
         return Stack(self.n_layers).order
 
     @property
+    def is_routed(self) -> bool:
+        """Whether tokens pass through some experts of many."""
+        return False
+
+    @property
     def active_experts(self) -> float:
         """The share of a routed layer's experts that a token passes through."""
         return 1.0

@@ -12,7 +12,7 @@ import math
 from flax import nnx
 
 from lm.errors import positive
-from lm.models.base import Model
+from lm.models.base import Model, check_pattern
 from lm.models.decoder import Decoder, task_head
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention, Heads, Inits, Scores
@@ -50,6 +50,7 @@ class GPT2(Model):
     def __post_init__(self):
         super().__post_init__()
         positive("model", self, "max_positions", "d_ff", "window")
+        check_pattern(self.windowed)
 
     @property
     def max_seq_len(self) -> int:

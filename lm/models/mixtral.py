@@ -29,6 +29,10 @@ class Mixtral(Mistral):
         positive("model", self, "n_experts", "top_k")
 
     @property
+    def is_routed(self) -> bool:
+        return True
+
+    @property
     def active_experts(self) -> float:
         return self.top_k / self.n_experts
 

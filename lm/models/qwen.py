@@ -105,6 +105,10 @@ class Qwen3Moe(Qwen3):
         return tuple(out)
 
     @property
+    def is_routed(self) -> bool:
+        return True
+
+    @property
     def active_experts(self) -> float:
         return self.top_k / self.n_experts
 

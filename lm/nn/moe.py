@@ -235,7 +235,7 @@ def _blocks(n_rows: int, sizes: jax.Array):
     last = jnp.cumsum(blocks)
 
     def at(i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        group = jnp.searchsorted(last, i, side="right")
+        group = jnp.sum(last <= i)  # the first whose last block is after i; searchsorted is a loop of its own
         start = ends[group] - sizes[group] + (i - last[group] + blocks[group]) * block
         return group, start, ends[group]
 

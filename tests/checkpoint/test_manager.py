@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 
@@ -118,3 +119,13 @@ def test_full_disk_says_so_and_keeps_what_was_saved(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.restore(1, abstract(big)), big)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*b?", "[", "a b", "{x,y}", "ü"])
+def test_a_folder_of_any_name_keeps_what_is_saved_in_it(tmp_path, name):
+    state = make_state()
+    with contextlib.closing(Checkpoints(tmp_path / name, Checkpoint())) as checkpoints:
+        checkpoints.save(3, state, META)
+    (tmp_path / name).rename(tmp_path / "moved")
+    with contextlib.closing(Checkpoints(tmp_path / "moved")) as again:
+        jax.tree.map(np.testing.assert_array_equal, again.restore(3, abstract(state)), state)

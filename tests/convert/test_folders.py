@@ -31,6 +31,7 @@ from lm.optim import AdamW
 from lm.training import start as training_start
 from lm.training import train
 from lm.training.setup import Setup
+from tests.halves import slow_but
 from tests.hf.cases import CASES, reference
 from tests.hf.conftest import cases  # noqa: F401
 from tests.models.reference import random_params
@@ -47,7 +48,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 FEW = """gpt2 | gpt_neo | gpt_neox | opt post-norm | llama linear | llama token labels | qwen2 | gemma3 | mixtral |
 qwen3_moe | bert untied | roberta spans | albert groups | t5 gated | t5 token labels | bart sequence labels | mbart |
 marian | transformer"""
-CHOSEN = [pytest.param(n, marks=() if n in FEW.replace("\n", " ").split(" | ") else pytest.mark.slow) for n in CASES]
+CHOSEN = slow_but(FEW.replace("\n", " ").split(" | "), CASES)
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +288,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", slow_but(["t5"], READERS))
 def test_text_of_an_encoder_decoder_is_that_of_transformers(name, tmp_path, capsys):
     raw = spaced_with_end()
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -334,7 +335,7 @@ def test_a_trained_encoder_decoder_writes_what_its_folder_does(name, corpus, tmp
     assert len(set(drawn)) > 1 and drawn == lm.generate(run, [text] * 3, max_new_tokens=9, seed=5)
 
 
-@pytest.mark.parametrize("name", TEXT_MODELS)
+@pytest.mark.parametrize("name", slow_but(["llama"], TEXT_MODELS))
 def test_generated_text_is_that_of_transformers(name, tmp_path, capsys):
     make, roles, ids = TEXT_MODELS[name]
     raw = make()
@@ -419,7 +420,9 @@ def trained(name: str, data, workdir: Path) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", slow_but(["LlamaForCausalLM", "BertForPreTraining", "BartForConditionalGeneration"], TRAINED)
+)
 def test_a_trained_run_is_a_folder_of_transformers_with_its_logits_and_ids(name, corpus, tmp_path, caplog):  # noqa: F811
     tokenizer = trained(name, corpus, tmp_path / "run")
     assert convert.export_hf(tmp_path / "run", tmp_path / "out") == name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from tests.hf import compare
 from tests.hf.cases import ALIKE, reference
 
 
-def model_cases(*names: str) -> pytest.MarkDecorator:
-    """`name` of each case, in a group of its own: whatever is asked of a model, one worker makes and compiles it."""
-    group = lambda name: pytest.mark.xdist_group(f"model {name}")
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=group(n)) for n in names])
+def model_cases(*names: str, fast: Collection[str] | None = None) -> pytest.MarkDecorator:
+    """`name` of each case, in a group of its own: whatever is asked of a model, one worker makes and compiles it. Those
+    that are not among `fast` are slow; None: none is."""
+    assert fast is None or set(fast) <= set(names)
+    slow = lambda name: [pytest.mark.slow] if fast is not None and name not in fast else []
+    marks = lambda name: [pytest.mark.xdist_group(f"model {name}"), *slow(name)]
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in names])
 
 
 class Cases:

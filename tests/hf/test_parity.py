@@ -20,12 +20,12 @@ def assert_below(differences: dict[str, float], limit: float) -> None:
     assert differences[worst] < limit, f"{worst}: differs by {differences[worst]:.2e}"
 
 
-@model_cases(*CASES)
+@model_cases(*CASES, fast=EACH)
 def test_outputs_hidden_states_and_loss_agree(name, cases):
     assert_below(cases.differences(name).outputs, CASES[name].atol)
 
 
-@model_cases(*sorted(CASES.keys() - ALIKE))
+@model_cases(*sorted(CASES.keys() - ALIKE), fast=EACH)
 def test_gradients_agree(name, cases):
     assert_below(cases.differences(name).gradients, 1e-3)
 
@@ -47,7 +47,7 @@ def test_six_steps_of_adamw_have_the_same_losses(name, cases):
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 4, "length_penalty": 0.7}], ids=["greedy", "beams"])
-@model_cases(*(name for name in EACH if name in GENERATORS))
+@model_cases(*(name for name in EACH if name in GENERATORS), fast=("llama", "t5"))
 def test_generated_sequences_are_equal(name, how, cases):
     ours, theirs = compare.sequences(name, cases.loaded(name), **how)
     np.testing.assert_array_equal(ours, theirs)

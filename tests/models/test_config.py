@@ -21,14 +21,14 @@ LLAMA = Llama(vocab_size=97, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, d_
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(d_model=0), r"model.d_model: expected a positive number, got 0"),
+        (dict(d_model=0), r"model.d_model: expected at least 1, got 0"),
         (dict(n_layers=-1), r"model.n_layers"),
         (dict(dropout=1.0), r"model.dropout: expected a rate in \[0, 1\), got 1.0"),
         (dict(n_heads=5, n_kv_heads=5), r"model.n_heads: 5 does not divide model.d_model 24"),
         (dict(n_kv_heads=3), r"model.n_kv_heads: 3 does not divide model.n_heads 4"),
-        (dict(d_ff=0), r"model.d_ff: expected a positive number, got 0"),
-        (dict(n_kv_heads=-2), r"model.n_kv_heads: expected a positive number, got -2"),
-        (dict(head_dim=0), r"model.head_dim: expected a positive number, got 0"),
+        (dict(d_ff=0), r"model.d_ff: expected at least 1, got 0"),
+        (dict(n_kv_heads=-2), r"model.n_kv_heads: expected at least 1, got -2"),
+        (dict(head_dim=0), r"model.head_dim: expected at least 1, got 0"),
         (dict(head_dim=5), r"model.head_dim: rotary positions need an even number, got 5"),
     ],
 )
@@ -38,7 +38,7 @@ def test_a_wrong_field_is_refused_by_name(change, message):
 
 
 def test_gpt2_needs_positions():
-    with pytest.raises(UserError, match="model.max_positions: expected a positive number, got 0"):
+    with pytest.raises(UserError, match="model.max_positions: expected at least 1, got 0"):
         GPT2(max_positions=0)
 
 

@@ -259,13 +259,13 @@ def test_recipes_have_the_published_number_of_parameters(recipe, n):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda: dataclasses.replace(BERT, n_types=0), "model.n_types: expected a positive number, got 0"),
-        (lambda: dataclasses.replace(BERT, max_positions=0), "model.max_positions: expected a positive number, got 0"),
+        (lambda: dataclasses.replace(BERT, n_types=0), "model.n_types: expected at least 1, got 0"),
+        (lambda: dataclasses.replace(BERT, max_positions=0), "model.max_positions: expected at least 1, got 0"),
         (lambda: dataclasses.replace(BERT, classifier_dropout=1.0), "model.classifier_dropout: expected a rate"),
         (lambda: dataclasses.replace(BERT, n_heads=4), "model.n_heads: 4 does not divide model.d_model 21"),
         (lambda: dataclasses.replace(ALBERT, n_groups=6), "model.n_groups: expected at most model.n_layers 5, got 6"),
-        (lambda: dataclasses.replace(ALBERT, inner_layers=0), "model.inner_layers: expected a positive number, got 0"),
-        (lambda: dataclasses.replace(ALBERT, d_embed=0), "model.d_embed: expected a positive number, got 0"),
+        (lambda: dataclasses.replace(ALBERT, inner_layers=0), "model.inner_layers: expected at least 1, got 0"),
+        (lambda: dataclasses.replace(ALBERT, d_embed=0), "model.d_embed: expected at least 1, got 0"),
         (lambda: dataclasses.replace(ROBERTA, pad_id=-1), "model.pad_id: expected 0 or more, .* got -1"),
         (lambda: dataclasses.replace(ROBERTA, pad_id=None), "model.pad_id: expected 0 or more, .* got None"),
         (lambda: dataclasses.replace(ROBERTA, pad_id=18), "model.max_positions: expected more than the 19 rows"),

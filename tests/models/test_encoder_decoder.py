@@ -314,14 +314,14 @@ def test_initial_logits_of_t5_are_of_unit_size(v1_1):
     "make, message",
     [
         (lambda: Transformer(**ASYMMETRIC | {"n_encoder_heads": 5}), "model.n_encoder_heads: 5 does not divide"),
-        (lambda: Transformer(**SIZES, encoder_d_ff=0), "model.encoder_d_ff: expected a positive number, got 0"),
+        (lambda: Transformer(**SIZES, encoder_d_ff=0), "model.encoder_d_ff: expected at least 1, got 0"),
         (
             lambda: Transformer(**SIZES, activation_dropout=1.0),
             r"model.activation_dropout: expected a rate in \[0, 1\)",
         ),
-        (lambda: Bart(**SIZES, max_positions=0), "model.max_positions: expected a positive number"),
+        (lambda: Bart(**SIZES, max_positions=0), "model.max_positions: expected at least 1"),
         (lambda: Bart(**SIZES, task=TokenClassification(n_labels=2)), "got TokenClassification"),
-        (lambda: T5(**T5_SIZES | {"head_dim": 0}), "model.head_dim: expected a positive number"),
+        (lambda: T5(**T5_SIZES | {"head_dim": 0}), "model.head_dim: expected at least 1"),
         (lambda: abstract(T5(**T5_SIZES | {"relative_max_distance": 2})), "model.relative_max_distance: expected more"),
         (lambda: abstract(T5(**T5_SIZES, task=MaskedLMAndPair())), "got MaskedLMAndPair"),
     ],

@@ -18,6 +18,7 @@ from lm.nn.dropout import dropout
 from lm.nn.mask import causal_mask
 from lm.nn.param import ones, param
 from lm.nn.stack import Stack, segments, unstack
+from tests.halves import slow_but
 from tests.models.reference import random_params
 from tests.tolerances import assert_close
 
@@ -152,7 +153,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", slow_but(["windows", "routed and dense"], MIXED))
 def test_layers_that_differ_are_the_same_scanned_and_unrolled_with_their_gradients(name):
     make, outs = MIXED[name], []
     params = random_params(make())

@@ -21,6 +21,7 @@ from lm.nn.compute import Compute
 from lm.nn.param import paths
 from lm.objectives import MaskedLM, ReplacedTokens
 from lm.objectives.replaced_tokens import filled, gumbel, sample
+from tests.halves import slow_but
 from tests.models.reference import random_params
 from tests.tolerances import assert_close, assert_equal
 from tests.training import runs
@@ -346,7 +347,7 @@ def stepped(mesh: Mesh = runs.ONE_DEVICE, microbatches: int = 1):
     return jax.tree.map(np.array, (state, metrics))
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", slow_but([4], [2, 4]))
 def test_microbatches_compute_what_one_batch_does(microbatches):
     assert_close(stepped(microbatches=microbatches), stepped())
 

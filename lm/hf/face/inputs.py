@@ -33,7 +33,7 @@ def arguments(model: Model, config: Mapping[str, Any]) -> set[str]:
         names.add(PAIR_LABELS[config["model_type"]][0])
     match model.family:
         case "decoder":
-            return names | {"position_ids"} | ({"output_router_logits"} if model.active_experts < 1 else set())
+            return names | {"position_ids"} | ({"output_router_logits"} if model.is_routed else set())
         case "encoder":
             return names | {"position_ids", "token_type_ids"}
         case _:
