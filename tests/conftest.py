@@ -7,6 +7,7 @@ Groups start in the order of `durations.json`, the longest first, so that no lon
 from __future__ import annotations
 
 import collections
+import gc
 import json
 import os
 import time
@@ -59,6 +60,13 @@ def _group(item: pytest.Item) -> str:
     return marker.args[0]
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look through a million objects of it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item):
     """Fails a case that is too slow for the half it is in. Of the time on the clock and that on the cores the smaller
@@ -108,8 +116,6 @@ def pytest_runtest_teardown() -> None:
     global _cases
     _cases += 1
     if _cases % LOOK_EVERY == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
-        import gc
-
         import jax
 
         jax.clear_caches()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -151,8 +152,11 @@ def _arrays() -> ocp.PyTreeCheckpointHandler:
     """A file for each shard of each array, as it is: OCDBT, which packs them, takes 4 to 6 times as long to write, and
     finds what it packs by a glob of the whole path, brackets in the name of a folder included. Steps that were packed
     are read."""
-    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (jax.Array, handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)),
+        (np.ndarray, handlers.NumpyHandler()),
+    )
     return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
 
 

@@ -44,10 +44,9 @@ safetensors = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
 DTYPES = ("float32", "bfloat16", "float16")
-# One of each family, kind of layout and kind of task; the others of the matrix go the same ways.
-FEW = """gpt2 | gpt_neo | gpt_neox | opt post-norm | llama linear | llama token labels | qwen2 | gemma3 | mixtral |
-qwen3_moe | bert untied | roberta spans | albert groups | t5 gated | t5 token labels | bart sequence labels | mbart |
-marian | transformer"""
+# One of each kind of layout and task; the others of the matrix go the same ways.
+FEW = """gpt2 | gpt_neox | opt post-norm | llama token labels | gemma3 | mixtral | bert untied | albert groups |
+t5 gated | mbart"""
 CHOSEN = slow_but(FEW.replace("\n", " ").split(" | "), CASES)
 
 

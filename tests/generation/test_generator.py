@@ -88,7 +88,7 @@ def scripted(text, monkeypatch, chunk=8):
     return g
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["llama"], MODELS))
 def test_cached_greedy_is_argmax_of_the_full_forward(name):
     never = np.isin(np.arange(263), [PAD, 259, 260, 261, 262])
     for prompt, got in zip(PROMPTS, generator(name).tokens(PROMPTS, GREEDY)):
@@ -120,7 +120,7 @@ def given(tokens, lengths):
     return Given(tokens, valid, prompts, prompts, np.zeros(len(tokens), np.int32))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["gpt2"], MODELS))
 def test_cached_logits_equal_the_full_forward(name):
     engine, strategy = Engine(CachedDecoder(MODELS[name], jnp.float32)), Recorded((START,), np.zeros(263, bool))
     strategy.logits.clear()
@@ -138,7 +138,7 @@ def test_cached_logits_equal_the_full_forward(name):
         np.testing.assert_allclose(got, want[len(ids) - 7 : -1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["llama"], MODELS))
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_row_depends_on_no_other_row_and_on_no_padding(name, sampling, monkeypatch):
     """5 rows in 8 of 32 slots, against one row at a time in 16 or 32 slots."""

@@ -15,17 +15,21 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
+# One of each kind of block, of positions, of heads and of towers; the others of a family differ in fields.
+FEW = ("gpt2", "gpt_neox", "opt", "llama", "gemma2", "mixtral", "bert", "albert", "t5", "bart", "marian")
+
+
 def assert_below(differences: dict[str, float], limit: float) -> None:
     worst = max(differences, key=differences.__getitem__)
     assert differences[worst] < limit, f"{worst}: differs by {differences[worst]:.2e}"
 
 
-@model_cases(*CASES, fast=EACH)
+@model_cases(*CASES, fast=FEW)
 def test_outputs_hidden_states_and_loss_agree(name, cases):
     assert_below(cases.differences(name).outputs, CASES[name].atol)
 
 
-@model_cases(*sorted(CASES.keys() - ALIKE), fast=EACH)
+@model_cases(*sorted(CASES.keys() - ALIKE), fast=FEW)
 def test_gradients_agree(name, cases):
     assert_below(cases.differences(name).gradients, 1e-3)
 
@@ -39,7 +43,7 @@ def test_the_call_gives_what_comes_beside_the_gradients(name, cases):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@model_cases(*EACH)
+@model_cases(*EACH, fast=FEW)
 def test_six_steps_of_adamw_have_the_same_losses(name, cases):
     ours, theirs = compare.losses_of_adamw(name, cases.loaded(name))
     assert theirs[-1] < theirs[0] - 0.05

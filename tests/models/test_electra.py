@@ -314,6 +314,7 @@ def loss_and_gradient(model, params, key):
 DROPPING = dataclasses.replace(MODEL, n_layers=2, dropout=0.3)
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_scan_or_remat():
     params, key = random_params(DROPPING), jax.random.key(1)
     unrolled = dataclasses.replace(DROPPING, compute=Compute(scan=False, remat="none"))

@@ -21,6 +21,7 @@ from lm.mesh import Mesh, make_mesh
 from lm.nn.moe import BLOCK, MoE, Router, balance_loss, blocked_dot, grouped_dot, z_loss
 from lm.nn.param import normal, split
 from lm.sharding import Rules
+from tests.halves import slow_but
 from tests.tolerances import TOLERANCE, assert_close, assert_equal
 
 B, S, D, F = 3, 7, 5, 11
@@ -169,7 +170,7 @@ def test_the_statistics_teach_the_router():
     check_grads(loss, (params["router"],), order=1, modes=["rev"], eps=1e-2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but(["float32"], ["float32", "bfloat16"]))
 def test_layers_in_a_scan_with_recomputation_are_layers_in_a_row(dtype):
     graphdef, _, _ = split(make(3, 2))
     layers = [split(make(3, 2))[1] | {"gate": 0.3 * i + split(make(3, 2))[1]["gate"]} for i in range(2)]
@@ -240,7 +241,9 @@ def test_the_balance_loss_of_an_even_load_is_top_k_and_of_no_token_0():
 
 
 @pytest.mark.parametrize("capacity_factor", [None, 0.75])
-@pytest.mark.parametrize("mesh", [Mesh(expert=4, fsdp=2), Mesh(expert=2, seq=2, tensor=2)])
+@pytest.mark.parametrize(
+    "mesh", [Mesh(expert=2, seq=2, tensor=2), pytest.param(Mesh(expert=4, fsdp=2), marks=pytest.mark.slow)]
+)
 def test_experts_over_devices_are_experts_on_one(mesh, capacity_factor):
     moe = make(4, 2, d=6, f=10, capacity_factor=capacity_factor)
     graphdef, params, infos = split(moe)

@@ -153,7 +153,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["windows", "routed and dense"], MIXED))
+@pytest.mark.parametrize("name", slow_but(["windows"], MIXED))
 def test_layers_that_differ_are_the_same_scanned_and_unrolled_with_their_gradients(name):
     make, outs = MIXED[name], []
     params = random_params(make())

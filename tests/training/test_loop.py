@@ -227,6 +227,7 @@ def test_a_spike_is_reported_with_its_documents_and_how_to_pass_over_them(config
 RAMP = "data.ramp=(BatchPhase(until_examples=12,batch_size=4,seq_len=8),BatchPhase(until_examples=40,seq_len=4))"
 
 
+@pytest.mark.slow
 def test_a_ramp_reads_the_same_order_in_other_batches(config, tmp_path, capsys):
     """4, 4 and 4 examples in rows of 8, four times 8 in rows of 4, then 8 in whole rows."""
     train(resolved(config, [RAMP, "train.log_every=1"]), tmp_path)

@@ -23,11 +23,12 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize("name, mesh", MESHES)
+@pytest.mark.parametrize("name, mesh", [*MESHES[2:], *(pytest.param(*m, marks=pytest.mark.slow) for m in MESHES[:2])])
 def test_any_mesh_computes_what_one_device_does(name, mesh):
     assert_close(dataclasses.astuple(run(name, mesh)), dataclasses.astuple(run("llama")))
 
 
+@pytest.mark.slow
 def test_adamw_on_a_mesh_computes_what_it_does_on_one_device():
     assert_close(
         dataclasses.astuple(run("gpt2, adamw", Mesh(fsdp=4, tensor=2))), dataclasses.astuple(run("gpt2, adamw"))
