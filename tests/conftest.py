@@ -60,8 +60,12 @@ def _group(item: pytest.Item) -> str:
     return marker.args[0]
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays: the collector need not look through a million objects of it again and again."""
+    if session.config.getoption("loadgroup", False):
+        alone = [item.nodeid for item in session.items if not item.nodeid.endswith(f"@{_group(item)}")]
+        if alone:  # each case would go to any worker, and what a group shares be made many times: twice the time
+            raise pytest.UsageError(f"pytest {pytest.__version__} and xdist do not group cases, as {alone[0]}")
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
