@@ -15,6 +15,11 @@ from lm.errors import UserError
 Log = Callable[[str], None]  # a line for whoever waits
 
 
+def is_remote(address: object) -> bool:
+    """Whether this is an address in an object store and no local path."""
+    return "://" in str(address)
+
+
 def temporary_name(path: Path) -> Path:
     """Where what will be `path` is written: beside it, under a name of this process on this host."""
     # Hosts that share a folder may have one pid.

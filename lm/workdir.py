@@ -28,7 +28,7 @@ from pathlib import Path
 from etils import epath
 
 from lm.errors import UserError
-from lm.files import locked, write_atomic
+from lm.files import is_remote, locked, write_atomic
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")  # one slash: a Path has dropped the other
 CLIENTS = ("gcsfs", "google.cloud.storage")  # of gs://: for paths, and what Orbax asks about buckets
@@ -70,7 +70,7 @@ class Workdir:
 
     @property
     def is_remote(self) -> bool:
-        return _is_remote(self.path)
+        return is_remote(self.path)
 
     @property
     def config(self) -> epath.Path:
@@ -169,7 +169,7 @@ class Workdir:
 
 def write(path: epath.Path, text: str) -> None:
     """Writes all of `text` under `path`, or nothing: a store shows an object when it is complete."""
-    if _is_remote(path):
+    if is_remote(path):
         path.write_bytes(text.encode())
     else:
         write_atomic(Path(path), text.encode())
@@ -178,7 +178,7 @@ def write(path: epath.Path, text: str) -> None:
 @contextlib.contextmanager
 def read_here(folder: epath.Path) -> Iterator[Path]:
     """The folder itself where it is local, else a copy of it that goes with the block."""
-    if not _is_remote(folder):
+    if not is_remote(folder):
         yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as temporary:
@@ -189,7 +189,7 @@ def read_here(folder: epath.Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def written_here(folder: epath.Path) -> Iterator[Path]:
     """The folder itself, made, where it is local; else one whose files are copied there when the block has ended."""
-    if not _is_remote(folder):
+    if not is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
         yield Path(folder)
         return
@@ -216,10 +216,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):  # a checkout on the path is not a distribution
             found[package] = version(package)
     return found
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return str(path).startswith("gs://")
 
 
 def _is_installed(package: str) -> bool:

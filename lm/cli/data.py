@@ -108,7 +108,7 @@ def _stores(args: argparse.Namespace) -> dict[str, Store]:
     """Finds the stores of a folder as they are, or those that a recipe names, which must be made with its settings."""
     from lm.data import open_corpus
     from lm.data.inspect import stats
-    from lm.data.sources.files import is_remote
+    from lm.files import is_remote
 
     if os.path.isdir(args.target) or is_remote(args.target):
         if args.overrides:

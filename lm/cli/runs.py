@@ -63,7 +63,7 @@ def _eval(args: argparse.Namespace) -> int:
     from lm import compilation, config, distributed, run
     from lm.data import open_corpus
     from lm.evals import report
-    from lm.evals.evaluate import Validation
+    from lm.evals.evaluation import Evaluation, splits
     from lm.workdir import Workdir
 
     workdir = Workdir.of(args.workdir)
@@ -79,8 +79,10 @@ def _eval(args: argparse.Namespace) -> int:
             f"{restored.config.data.path}: made with another tokenizer than the run {args.workdir}; "
             f"prepare its data again, or name the right folder with data.path=..."
         )
-    results = Validation.make(restored.setup, corpus)(restored.params)
-    report.print_evaluation(results, corpus, f"{args.workdir} at step {restored.step}")
+    results = Evaluation(restored.setup, corpus)(restored.params)
+    report.print_evaluation(splits(results), corpus, f"{args.workdir} at step {restored.step}")
+    for name in results.keys() - splits(results).keys():
+        print(f"{name}: {results[name]}")
     return errors.EXIT_FINISHED
 
 

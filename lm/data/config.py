@@ -14,12 +14,12 @@ from lm.data.documents.overlap import Overlap
 from lm.data.folder import RESERVED
 from lm.data.made_from import CorpusSpec
 from lm.data.sources.base import MAX_DOCUMENT_BYTES, Source
-from lm.data.sources.files import is_remote
 from lm.data.stream.batches import BatchPhase, BatchSchedule
 from lm.data.stream.exclude import Exclude, ExcludeDocuments
 from lm.data.stream.mixture import Phase, as_phases, mean_weight
 from lm.data.tokenizer.sentencepiece import SentencePiece
 from lm.errors import UserError, positive
+from lm.files import is_remote
 from lm.renamed import Renaming
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from lm.data.config import Data
 from lm.data.folder import CorpusFolder
 from lm.data.made_from import CorpusSpec
-from lm.data.sources.files import is_remote
 from lm.data.store.mirror import mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.open import exists, open_tokenizer, prepared_settings, read_prepared
 from lm.errors import UserError
-from lm.files import Log
+from lm.files import Log, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Evaluators: what a run, and `lm eval`, make of parameters. The one there is reads the validation splits."""
+"""Evaluators: what a run, and `lm eval`, make of parameters. The one there is reads the validation splits.
+
+A new one is a file here that `EVALUATORS` of `lm.evals.evaluation` names.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class Measure(Protocol):
 
 
 class Evaluator(Protocol):
-    """Made once for a run and called with parameters, which are on its devices: name -> what is found."""
+    """Made once for a run and called with parameters, which are on its devices: name -> what is found. Names of all
+    evaluators of a run differ."""
 
     @classmethod
     def make(cls, parts: Parts, corpus: Corpus) -> Evaluator: ...

@@ -27,7 +27,7 @@ class Compute:
     scan: bool = True  # also 1.14 times as fast as unrolled on a CPU, at 10M parameters
     remat: Remat = "selective"
     attention: str = AUTO
-    # Blocks skip the future: 1.08 times the steps of all at once, at 10M parameters on a CPU (README, Speed). Larger
+    # Blocks skip the future: 1.08 times the steps of all at once, at 10M parameters on a CPU (README, Measured). Larger
     # ones skip less; smaller ones are more copies of the attention to compile, `reference.MAX_BLOCKS` at most.
     query_block: int = 64
     dot: str = "default"

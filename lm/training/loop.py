@@ -17,8 +17,9 @@ from lm.checkpoint import Checkpoints, Meta
 from lm.config import Resolved, changes
 from lm.data import BatchSchedule, Corpus, Stream
 from lm.data.stream.batches import BatchShape
-from lm.evals import perplexity
-from lm.evals.evaluate import Validation
+from lm.evals.evaluate import Measure
+from lm.evals.evaluation import Evaluation, splits
+from lm.evals.perplexity import total
 from lm.models.cost import FlopsPerToken, flops_per_token
 from lm.training.log import Log
 from lm.training.metrics import Clock, utilisation
@@ -36,7 +37,7 @@ class Result:
 
     step: int
     preempted: bool
-    evaluation: dict[str, perplexity.Perplexity] | None
+    evaluation: dict[str, Measure] | None
 
 
 class Loop:
@@ -58,7 +59,7 @@ class Loop:
         self.resolved, self.setup, self.corpus, self.stream = resolved, setup, corpus, stream
         self.programs, self.observers, self.clock = programs, observers, Clock()
         self.ramp = BatchSchedule.of(resolved.config.data)
-        self.validate = Validation.make(setup, corpus)
+        self.measure = Evaluation(setup, corpus)
 
     def run(self, state: State, start: Start, opening: str = "") -> Result:
         """Trains from `start`, whose state is given up, to `train.steps` or a request to stop.
@@ -196,15 +197,15 @@ class Loop:
         each = {n: flops_per_token(config.model, self.setup.infos, n, config.objective.row(n)) for n in tokens}
         return FlopsPerToken(*(sum(each[n][i] * tokens[n] for n in tokens) / tokens.total() for i in range(2)))
 
-    def evaluate(self, step: int, state: State) -> dict[str, perplexity.Perplexity]:
+    def evaluate(self, step: int, state: State) -> dict[str, Measure]:
         """Evaluates after `step` steps and logs what is found."""
-        results = self.validate(state.evaluated)
-        every = results | {"total": perplexity.total(results)}
+        results = self.measure(state.evaluated)
+        every = results | {"total": total(splits(results))}
         lines = [f"eval step {step}  {name}: {r}" for name, r in every.items() if name != "total" or len(results) > 1]
         self.log.evaluation(step, {name: r.record() for name, r in every.items()}, "\n".join(lines))
         return results
 
-    def save(self, at: Position, state: State, evaluation: dict[str, perplexity.Perplexity] | None) -> None:
+    def save(self, at: Position, state: State, evaluation: dict[str, Measure] | None) -> None:
         """Saves a checkpoint, which is written in the background."""
         meta = Meta(
             config=self.resolved.to_json(),
@@ -213,7 +214,7 @@ class Loop:
             data=self.stream.fingerprint,
             versions=versions(),
         )
-        found = perplexity.total(evaluation or {})
+        found = total(splits(evaluation or {}))
         self.log.flush()
         # Without a metric it does not compete for keep_best.
         self.checkpoints.save(at.step, state, meta, found.record() if found.tokens else None)

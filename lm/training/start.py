@@ -14,10 +14,10 @@ from lm import distributed
 from lm.checkpoint import Checkpoints, Meta
 from lm.config import Config
 from lm.data import NO_PAD, BatchSchedule, Corpus, Stream, Tokenizer, prepare
-from lm.data.sources.files import is_remote
 from lm.data.tokenizer.open import exists, open_tokenizer
 from lm.data.tokenizer.slow import from_bytes
 from lm.errors import UserError
+from lm.files import is_remote
 from lm.training.setup import Setup
 from lm.training.state import Position, State
 from lm.workdir import Workdir

@@ -11,12 +11,12 @@ import numpy as np
 
 from lm.data.corpus import Corpus
 from lm.data.folder import RAW, CorpusFolder
-from lm.data.sources.files import is_remote
 from lm.data.store.mirror import find_remote_stores, mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
 from lm.data.tokenizer.open import prepared_settings
 from lm.errors import UserError
+from lm.files import is_remote
 
 BAR = 40  # characters of the fullest bucket
 

@@ -31,10 +31,9 @@ from lm.data.prepare.state import check_raw, clear, is_finished, remove_work
 from lm.data.prepare.stores import check_left, finish_source, known_tokenizer, make_tokenizer
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part, stretch_bytes
-from lm.data.sources.files import is_remote
 from lm.data.tokenizer.base import Tokenizer
 from lm.errors import UserError
-from lm.files import Log, locked, open_atomic
+from lm.files import Log, is_remote, locked, open_atomic
 
 
 def prepare(

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.data.sources.files import download, find, is_remote
+from lm.data.sources.files import download, find
 from lm.data.sources.templates import Missing, Template, one_field, parse_template
 from lm.errors import UserError
+from lm.files import is_remote
 
 MAX_DOCUMENT_BYTES = 64 << 20  # SentencePiece needs some 20 bytes for each of a text
 

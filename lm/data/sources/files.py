@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lm.errors import UserError
-from lm.files import open_atomic
+from lm.files import is_remote, open_atomic
 
 COMPRESSED = (".gz", ".zst")
 COPY_BYTES = 1 << 24  # a request of an object store costs some 50 ms
@@ -70,10 +70,6 @@ def skip_line(f: IO[bytes]) -> int:
         if part.endswith(b"\n"):
             break
     return passed
-
-
-def is_remote(pattern: str) -> bool:
-    return "://" in pattern
 
 
 def find(pattern: str, cache: Path | None, *, refuse_dead_links: bool = False) -> list[Path]:
