@@ -129,3 +129,12 @@ def test_a_folder_of_any_name_keeps_what_is_saved_in_it(tmp_path, name):
     (tmp_path / name).rename(tmp_path / "moved")
     with contextlib.closing(Checkpoints(tmp_path / "moved")) as again:
         jax.tree.map(np.testing.assert_array_equal, again.restore(3, abstract(state)), state)
+
+
+def test_what_differs_is_told_by_the_item_and_not_by_the_name_of_the_folder(tmp_path):
+    state = make_state()
+    with contextlib.closing(Checkpoints(tmp_path / "train", Checkpoint())) as checkpoints:
+        checkpoints.save(3, state, META)
+        checkpoints.wait()
+        with pytest.raises(UserError, match="it was saved by another model"):
+            checkpoints.check(3, abstract(make_state(other=np.zeros(3))))

@@ -42,6 +42,11 @@ def test_gpt2_needs_positions():
         GPT2(max_positions=0)
 
 
+def test_gpt2_needs_a_layer_in_its_pattern():
+    with pytest.raises(UserError, match="model.windowed: expected a pattern of at least one layer"):
+        GPT2(windowed=())
+
+
 def test_head_dim_frees_the_width_from_the_number_of_heads():
     model = dataclasses.replace(LLAMA, n_heads=5, n_kv_heads=5, head_dim=6)
     assert abstract(model).params["layers"]["attn"]["o"].shape == (3, 5, 6, 24)

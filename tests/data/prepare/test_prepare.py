@@ -234,6 +234,7 @@ def test_data_refuses_what_makes_no_sense(make):
         (dict(weights={"other": 1.0}), r"expected one for each of \['main'\], got \['other'\]"),
         (dict(seq_len=0), "seq_len: expected at least 1"),
         (dict(workers=-1), "workers: expected at least 1"),
+        (dict(workers=0), "workers: expected at least 1"),
         (dict(validation_fraction=1.0), "validation_fraction"),
         (dict(invalid_utf8="ignore"), "invalid_utf8"),
     ):
