@@ -80,9 +80,11 @@ def _eval(args: argparse.Namespace) -> int:
             f"prepare its data again, or name the right folder with data.path=..."
         )
     results = Evaluation(restored.setup, corpus)(restored.params)
-    report.print_evaluation(splits(results), corpus, f"{args.workdir} at step {restored.step}")
-    for name in results.keys() - splits(results).keys():
-        print(f"{name}: {results[name]}")
+    losses = splits(results)
+    report.print_evaluation(losses, corpus, f"{args.workdir} at step {restored.step}")
+    for name, measure in results.items():
+        if name not in losses:
+            print(f"{name}: {measure}")
     return errors.EXIT_FINISHED
 
 
