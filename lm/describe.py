@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from lm import codec
@@ -50,6 +51,8 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
 
 
 def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
+    if os.path.isfile(target):
+        return configs.resolve(target, overrides)
     workdir = Workdir.of(target)
     stored = workdir.read_config()
     if stored is not None:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
 from lm.errors import UserError
 
@@ -113,6 +114,15 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def any_process(fact: bool) -> bool:
+    """Whether it is so on one process at least: they all ask, and all get the same answer."""
+    if jax.process_count() == 1:
+        return fact
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(fact)).any())
 
 
 class StopSignal:

@@ -10,7 +10,8 @@ EXIT_FINISHED = 0
 EXIT_FAILED = 1  # anything unexpected: a bug, an unknown exception
 EXIT_USER = 2  # wrong config, data, checkpoint or disk: restarting cannot help
 EXIT_INFRASTRUCTURE = 75  # a peer was lost or a watchdog fired: restart
-EXIT_PREEMPTED = 85  # asked to stop, checkpoint saved: restart to go on
+EXIT_PREEMPTED = 85  # asked to stop, checkpoint saved or nothing to save yet: restart to go on
+EXIT_PIPE = 141  # whoever read the output has gone: what a shell says of a program that SIGPIPE ended
 
 
 class UserError(ValueError):

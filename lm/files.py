@@ -20,6 +20,35 @@ def is_remote(address: object) -> bool:
     return "://" in str(address)
 
 
+def check_folder(path: Path, name: str = "") -> None:
+    """Raises UserError where there is no folder at `path` and none can be made, or one that cannot be written.
+
+    name: of the setting that the path comes from, for the error.
+    """
+    at = f"{name}: {path}" if name else str(path)
+    try:
+        there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        if there.is_symlink() and not there.exists():
+            raise UserError(
+                f"{at}: expected a folder, got a link to {os.readlink(there)}, which is not there; name another"
+            )
+        if not there.is_dir():
+            got = "a file" if there.samefile(path) else f"a path below the file {there}"
+            raise UserError(f"{at}: expected a folder, got {got}; name another")
+        os.listdir(there)
+    except OSError as e:  # of looking: no permission, too long a name, a loop of links
+        raise UserError(f"{at}: expected a folder that can be made, got {e.strerror or e}; name another") from None
+    if not may_write(there):
+        why = "a read-only file system" if os.statvfs(there).f_flag & os.ST_RDONLY else "no permission to write there"
+        raise UserError(f"{at}: expected a folder that can be written, got {why} ({there}); name another")
+
+
+def may_write(path: Path) -> bool:
+    """Whether a file may be written, or a folder get new ones."""
+    needed = os.W_OK | (os.X_OK if path.is_dir() else 0)
+    return os.access(path, needed, effective_ids=os.access in os.supports_effective_ids)
+
+
 def temporary_name(path: Path) -> Path:
     """Where what will be `path` is written: beside it, under a name of this process on this host."""
     # Hosts that share a folder may have one pid.

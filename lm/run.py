@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -138,18 +137,18 @@ def restore(
     Needs nothing but the folder: config and tokenizer come out of the checkpoint.
     """
     workdir = Workdir.of(workdir)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"{workdir}: no finished checkpoint here yet")
-        if step is not None and step not in steps:
-            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-        step = steps[-1] if step is None else step
-        meta = checkpoints.meta(step)
-        resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
-        resolved = configs.overridden(resolved, overrides)
-        setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
-        params = checkpoints.restore_params(step, setup.abstract_state.params)
+    checkpoints = Checkpoints(workdir)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{workdir}: no finished checkpoint here yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    step = steps[-1] if step is None else step
+    meta = checkpoints.meta(step)
+    resolved = Resolved.from_json(meta.config, f"{workdir}: step {step}")
+    resolved = configs.overridden(resolved, overrides)
+    setup = fitting_setup(resolved.config) if mesh is None else Setup.make(resolved.config, mesh)
+    params = checkpoints.restore_params(step, setup.abstract_state.params)
     kept = workdir.imported if workdir.is_imported() else None
     # Prompts of an imported model may spell its special tokens.
     tokenizer = from_bytes(meta.tokenizer, f"{workdir}: tokenizer", literal=kept is None) if meta.tokenizer else None
@@ -181,10 +180,10 @@ def data_position(workdir: str | Path | Workdir, step: int) -> DataPosition:
         raise UserError(f"{workdir}: expected the --workdir of a training run, got no {workdir.config.name} there")
     metas: dict[int, Meta] = {}
     if workdir.has_checkpoints():
-        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-            steps = checkpoints.steps()
-            around = [*[s for s in steps if s <= step][-1:], *[s for s in steps if s > step][:1]]
-            metas = {s: checkpoints.meta(s) for s in around}
+        checkpoints = Checkpoints(workdir)
+        steps = checkpoints.steps()
+        around = [*[s for s in steps if s <= step][-1:], *[s for s in steps if s > step][:1]]
+        metas = {s: checkpoints.meta(s) for s in around}
     later = next((s for s in metas if s > step), None)
     text, at = (stored, workdir.config) if later is None else (metas[later].config, f"{workdir}: step {later}")
     config = Resolved.from_json(text, str(at)).config

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import importlib.util
 import os
@@ -28,7 +29,7 @@ from pathlib import Path
 from etils import epath
 
 from lm.errors import UserError
-from lm.files import is_remote, locked, write_atomic
+from lm.files import check_folder, is_remote, locked, may_write, write_atomic
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")  # one slash: a Path has dropped the other
 CLIENTS = ("gcsfs", "google.cloud.storage")  # of gs://: for paths, and what Orbax asks about buckets
@@ -51,7 +52,12 @@ class Workdir:
             return address
         text, at = os.fspath(address), f"{name}: " if name else ""
         if not (scheme := SCHEME.match(text)):
-            return cls(epath.Path(text).expanduser())
+            path = os.path.expanduser(text)
+            if path.startswith("~"):
+                raise UserError(
+                    f"{at}{text}: expected ~ or the ~name of a user, got nobody's; write ./{text} for a file"
+                )
+            return cls(epath.Path(path))
         if not text.startswith("gs://"):
             more = "write it as a string: a Path drops a slash" if scheme[1] == "gs" else "copy it to one of them"
             raise UserError(f"{at}{text}: expected a local folder or gs://bucket/folder, got {scheme[0]}; {more}")
@@ -118,7 +124,13 @@ class Workdir:
     def read_config(self) -> str | None:
         """The text of the resolved config; None where there is none."""
         self.reach()
-        return self.config.read_bytes().decode() if self.config.is_file() else None
+        if not self.config.is_file():
+            return None
+        try:
+            return self.config.read_bytes().decode()
+        except (UnicodeDecodeError, PermissionError) as e:
+            got = "no permission to read it" if isinstance(e, PermissionError) else f"bytes that are no UTF-8 ({e})"
+            raise UserError(f"{self.config}: expected the config of a run, got {got}; name another folder") from None
 
     @contextlib.contextmanager
     def open(self, *, lock: bool = True) -> Iterator[Workdir]:
@@ -135,11 +147,11 @@ class Workdir:
             yield self
             return
         folder = Path(self.path)
+        self.reach()
+        check_folder(folder)
+        self._check_writable()
         made = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise UserError(f"{self}: expected a folder that can be made, got {e.strerror}; name another") from None
+        folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             if lock:
                 stack.enter_context(locked(Path(self.lock), refusal=self._in_use))
@@ -151,8 +163,16 @@ class Workdir:
                 raise
 
     def reach(self) -> None:
-        """Raises UserError where the bucket is not there or may not be listed; other failures pass."""
+        """Raises UserError where the folder is there and may not be looked into, or where no folder can be; of an
+        address where the bucket is not there or may not be listed. Other failures pass."""
         if not self.is_remote:
+            try:
+                os.listdir(self.path)
+            except FileNotFoundError:
+                pass
+            except OSError as e:
+                got = "a file, or a path below one" if e.errno == errno.ENOTDIR else e.strerror
+                raise UserError(f"{self}: expected the folder of a run, got {got}; name another") from None
             return
         try:
             _list(self.path.parts[2])
@@ -162,6 +182,19 @@ class Workdir:
             ) from None
         except FileNotFoundError as e:
             raise UserError(f"{self}: expected a bucket, got {e}; make it, or correct the address") from None
+
+    def _check_writable(self) -> None:
+        """Raises UserError for a part of the folder that is there and that no run can write."""
+        kinds = {self.checkpoints: "folder", self.tensorboard: "folder", self.metrics: "file", self.config: "file"}
+        for path, kind in kinds.items():
+            if not os.path.lexists(path):
+                continue
+            if not (os.path.isdir(path) if kind == "folder" else os.path.isfile(path)):
+                raise UserError(f"{path}: expected a {kind} of a run, got something else; take another --workdir")
+            if not may_write(Path(path)):
+                raise UserError(
+                    f"{path}: expected to be allowed to write, got no permission; change it, or take another --workdir"
+                )
 
     def _in_use(self, holder: str) -> str:
         return f"{self}: in use by a live run (process {holder}); wait for it, stop it, or take another --workdir"
@@ -223,6 +256,15 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # not even the package it is in
         return False
+
+
+def objects(folder: epath.Path) -> dict[str, int]:
+    """The objects below a folder in a store: their names, relative to it, and their bytes. One request a thousand."""
+    from google.cloud import storage
+
+    bucket, prefix = folder.parts[2], "/".join(folder.parts[3:]) + "/"
+    found = storage.Client().list_blobs(bucket, prefix=prefix)
+    return {blob.name.removeprefix(prefix): blob.size for blob in found if not blob.name.endswith("/")}
 
 
 @functools.cache  # once for each bucket: every look at the folder asks

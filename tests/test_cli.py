@@ -2,16 +2,22 @@
 
 import contextlib
 import dataclasses
+import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lm import cli
+from lm.cli import surroundings
+from lm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -132,6 +138,8 @@ def test_eval_and_generate_refuse_a_folder_without_a_run(tmp_path):
     code = f"""
 import contextlib, io, json
 from lm import cli
+from lm.cli import surroundings
+from lm.errors import UserError
 seen = []
 folder = {str(tmp_path)!r}
 for argv in ["eval", folder], ["generate", folder, "Once"], ["generate", folder, "--top-p", "7", "Once"]:
@@ -163,6 +171,108 @@ def test_a_bug_is_a_traceback_and_exit_code_1(lm, monkeypatch):
     assert "ZeroDivisionError: a bug" in err
 
 
+# --- surroundings -----------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_before_the_first_step_exits_85_and_leaves_nothing(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "lm", "train", str(recipe), "--workdir", "run"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 85
+    assert_one_line(err, "lm train: stopped before the first step", "run it again")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, ["JAX_PLATFORMS=cuda: expected a platform that is here", "unset it, or install"]),
+        ({"JAX_PLATFORMS": "abacus"}, ["JAX_PLATFORMS=abacus: expected a platform that is here", "abacus"]),
+        ({"JAX_DISABLE_JIT": "1"}, ["JAX_DISABLE_JIT: expected it unset", "unset it"]),
+    ],
+)
+@pytest.mark.slow
+def test_a_jax_that_cannot_run_here_is_named(variables, parts):
+    for command in (["eval", "tests/stored/run"], ["train", "quickstart", "--workdir", "/nowhere/run"]):
+        done = python("-m", "lm", *command, env=os.environ | variables)
+        assert done.returncode == 2
+        assert_one_line("\n".join(x for x in done.stderr.splitlines() if "is called" not in x) + "\n", *parts)
+
+
+def test_a_reader_that_goes_ends_a_command_without_a_word():
+    command = [sys.executable, "-c", "from lm.cli import main; main(['describe', 'quickstart'])"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+        assert (process.wait(timeout=60), err) == (141, b"")
+
+
+def test_a_run_outlives_the_reader_of_its_output():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as stream:
+        outliving = surroundings.Outliving(stream)
+        for _ in range(2):
+            assert outliving.write("step 1\n") == 7
+            outliving.flush()
+        assert os.readlink(f"/proc/self/fd/{writer}") == os.devnull
+        assert not outliving.isatty()
+
+
+def test_a_terminal_that_cannot_show_a_letter_shows_its_number(tmp_path):
+    recipe = tmp_path / "caf\xe9.py"
+    recipe.write_text("config = 3")
+    done = python("-m", "lm", "describe", str(recipe), env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "caf\\xe9.py: expected `config = Config(...)`, got int")
+    code = "from lm.cli import surroundings; surroundings.show_any_text(); print('caf\xe9')"
+    done = python("-c", code, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n")
+
+
+def test_standard_input_that_is_no_text_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xffc")))
+    with pytest.raises(UserError, match=r"standard input: expected UTF-8, got the byte b'\\xff' at 2"):
+        surroundings.read_standard_input()
+
+
+def test_a_failure_of_the_system_is_one_line(lm, monkeypatch):
+    def broken(args):
+        open("/nowhere/at/all", "rb").close()
+
+    monkeypatch.setattr(cli, "COMMANDS", [command._replace(run=broken) for command in cli.COMMANDS])
+    code, _, err = lm("describe", "quickstart")
+    assert code == 2
+    assert_one_line(err, "lm describe: error: /nowhere/at/all: ", "No such file or directory", "--traceback")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("config = (", "{}:1: SyntaxError"),
+        ("x = 1\n\nraise ValueError('no\\nway')", "{}:3: ValueError: no way"),
+        ("from lm.models import GPT2\nGPT2(\n  vocab_size=0,\n)", "{}:2: "),
+        ("import sys\nsys.exit(3)", "{}: expected `config = Config(...)`, got an exit with 3"),
+        ("import nothing_of_that_name", "{}:1: ModuleNotFoundError"),
+    ],
+)
+@pytest.mark.parametrize("name", ["{}", "./{}", "../{parent}/{}"])
+def test_a_mistake_in_a_recipe_is_named_with_its_line(lm, tmp_path, monkeypatch, text, line, name):
+    (tmp_path / "decoder.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    name = name.format("decoder.py", parent=tmp_path.name)
+    code, _, err = lm("describe", name)
+    assert code == 2
+    assert_one_line(err, "lm describe: error: " + line.format(str(Path(name))))
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +292,18 @@ def test_overrides_may_stand_before_between_and_after_options(lm, argv):
     assert ["train.steps", "77", "command", "line"] in rows
     assert ["optim.lr", "0.5", "command", "line"] in rows
     assert ["mesh", "2", "device(s):", "data=2"] in rows
+
+
+def test_a_prompt_that_begins_with_a_dash_goes_after_two():
+    args = cli._parse(["generate", "run", "--seed", "3", "--", "-x", "--seed"])
+    assert (args.workdir, args.prompts, args.seed) == ("run", ["-x", "--seed"], 3)
+    assert cli._parse(["generate", "run", "- one of a list", "-5"]).prompts == ["- one of a list", "-5"]
+
+
+def test_an_option_that_is_none_says_where_texts_go(lm):
+    code, _, err = lm("generate", "run", "-x")
+    assert code == 2
+    assert_one_line(err, "lm generate: error: unrecognized arguments: -x; a text that begins with - goes after --")
 
 
 def test_the_last_of_two_overrides_counts(lm):

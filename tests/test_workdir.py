@@ -11,6 +11,7 @@ import pytest
 from lm import workdir as module
 from lm.errors import UserError
 from lm.workdir import Workdir, read_here, write, written_here
+from tests.permissions import as_nobody, open_to_all
 
 
 @pytest.fixture
@@ -112,10 +113,43 @@ def test_refused_run_takes_nothing_that_was_there_or_was_written(tmp_path):
     assert workdir.read_config() == "{}"
 
 
-def test_folder_that_cannot_be_made_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="expected a folder that can be made"), Workdir.of(tmp_path / "file").open():
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path.write_text(""), "expected the folder of a run, got a file"),
+        (lambda path: (path.parent.rmdir(), path.parent.write_text("")), "got a file, or a path below one"),
+        (lambda path: path.symlink_to(path.parent / "gone"), "got a link to .*gone, which is not there"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+        (lambda path: (path.mkdir(), (path / "metrics.jsonl").mkdir()), "metrics.jsonl: expected a file of a run"),
+        (lambda path: (path.mkdir(), (path / "checkpoints").write_text("")), "checkpoints: expected a folder of a run"),
+    ],
+)
+def test_folder_that_cannot_be_made_or_written_is_refused(tmp_path, make, says):
+    path = tmp_path / "inner" / "run"
+    path.parent.mkdir()
+    make(path)
+    with pytest.raises(UserError, match=says), Workdir.of(path).open():
         pass
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path.parent.chmod(0), "Permission denied"),
+        (lambda path: path.parent.chmod(0o555), "no permission to write there"),
+        (lambda path: path.mkdir(0o555), "no permission to write there"),
+        (lambda path: (path.mkdir(0o777), path.chmod(0o777), (path / "metrics.jsonl").touch(0o444)), "no permission"),
+        (lambda path: (path.mkdir(0o777), path.chmod(0o777), (path / "checkpoints").mkdir(0o555)), "no permission"),
+    ],
+)
+def test_folder_without_permission_is_refused(make, says):
+    with open_to_all() as folder:
+        path = folder / "inner" / "run"
+        path.parent.mkdir(0o755)
+        make(path)
+        with as_nobody(), pytest.raises(UserError, match=says), Workdir.of(path).open():
+            pass
+        path.parent.chmod(0o755)
 
 
 def test_file_is_replaced_whole(tmp_path):

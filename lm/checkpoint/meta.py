@@ -7,9 +7,11 @@ import dataclasses
 import json
 from typing import Any
 
-from lm.workdir import Workdir
+from etils import epath
 
-COMMITTED = "commit_success.txt"  # what Orbax writes last in a store, where it cannot rename a whole folder
+from lm.checkpoint import integrity
+from lm.errors import UserError
+from lm.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +32,18 @@ class Meta:
     def decode(cls, tree: dict[str, Any]) -> Meta:
         return cls(**(tree | {"tokenizer": base64.b64decode(tree["tokenizer"])}))
 
+    @classmethod
+    def read(cls, step: epath.Path) -> Meta:
+        """What stands in a step folder. Raises UserError where it does not, or is damaged."""
+        if found := integrity.damage(step, ("meta",)):
+            raise UserError(f"{step}: expected a whole checkpoint, got a damaged one: {found}; {integrity.LOOK}")
+        return cls.decode(json.loads((step / "meta" / integrity.JSON_ITEMS["meta"]).read_bytes()))
+
 
 def latest_meta(workdir: Workdir) -> Meta | None:
-    """What stands beside the arrays of the latest finished step, read without Orbax; None where none is finished."""
+    """What stands beside the arrays of the latest step where it is whole, read without Orbax; None without any."""
     if not workdir.has_checkpoints():
         return None
-    # Orbax's unfinished folders have more than digits. By number, as text puts 1000 before 200.
-    steps = sorted((p for p in workdir.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    for step in reversed(steps):  # the last one may be half written
-        meta = step / "meta" / "metadata"
-        if meta.exists() and (not workdir.is_remote or (step / COMMITTED).exists()):
-            return Meta.decode(json.loads(meta.read_bytes()))
-    return None
+    steps = [workdir.checkpoints / str(n) for n in reversed(integrity.steps(workdir.checkpoints))]
+    whole = (step for step in steps if integrity.damage(step, ("meta",)) is None)
+    return Meta.read(next(whole, steps[0])) if steps else None

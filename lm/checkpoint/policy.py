@@ -19,6 +19,7 @@ class Checkpoint:
     keep_every: int = 0
     keep_best: int = 0
     metric: Literal["loss", "perplexity", "bits_per_byte"] = "loss"  # of the evaluation, lower is better
+    verify: bool = False  # read each again from the disk after it was saved, in the background
 
     def __post_init__(self):
         positive("checkpoint", self, "every", "keep_last")
@@ -38,3 +39,8 @@ def preservation(policy: Checkpoint) -> Any:
         best = functools.partial(policies.BestN, get_metric_fn=metric, keep_checkpoints_without_metrics=False)
         keep.append(best(reverse=True, n=policy.keep_best))  # lower is better: Orbax takes the highest by itself
     return policies.AnyPreservationPolicy(keep)
+
+
+def best(policy: Checkpoint) -> dict[str, Any]:
+    """What makes Orbax store the metrics of each step: a run that resumes would else know none of those before."""
+    return {"best_fn": operator.itemgetter(policy.metric), "best_mode": "min"} if policy.keep_best else {}

@@ -14,36 +14,49 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lm import errors
-from lm.cli import data, folders, runs
+from lm.cli import checkpoints, data, folders, runs, surroundings
 from lm.cli.command import Command
 
 # In the order of the help.
-COMMANDS = [c for module in (runs, data, folders) for c in vars(module).values() if isinstance(c, Command)]
-GROUPS = {"data": "look at data: the rows of a step, where they are from, documents and tokens, damaged files"}
+COMMANDS = [c for module in (runs, checkpoints, data, folders) for c in vars(module).values() if isinstance(c, Command)]
+GROUPS = {
+    "checkpoints": "look at the checkpoints of a run: which there are, and whether they are whole",
+    "data": "look at data: the rows of a step, where they are from, documents and tokens, damaged files",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits."""
+    surroundings.show_any_text()
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     code = _run(args)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    surroundings.leave_pipe()
     if args.command == "train" and code != errors.EXIT_FINISHED:
         os._exit(code)  # no exit handlers: in a group of processes they wait for peers that may be gone
     sys.exit(code)
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
-        return args.run_command(args)
-    except errors.UserError as e:
-        print(f"lm {args.command}: error: {e}", file=sys.stderr)
+    def refuse(line: str, code: int = errors.EXIT_USER) -> int:
+        print(f"lm {args.command}: {line}", file=sys.stderr)
         if args.traceback:
             traceback.print_exc()
-        return errors.EXIT_USER
+        return code
+
+    try:
+        code = args.run_command(args)
+        sys.stdout.flush()
+        return code
+    except errors.UserError as e:
+        return refuse(f"error: {e}")
+    except BrokenPipeError:
+        return errors.EXIT_PIPE
+    except OSError as e:
+        return refuse(f"error: {surroundings.explain(e)}")
+    except surroundings.StoppedError:
+        return refuse("stopped before the first step: nothing new to save; run it again", errors.EXIT_PREEMPTED)
     except KeyboardInterrupt:
-        print(f"lm {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return refuse("interrupted", 130)
     except Exception:
         traceback.print_exc()
         return errors.EXIT_FAILED
@@ -51,6 +64,8 @@ def _run(args: argparse.Namespace) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments: -" in message:
+            message += "; a text that begins with - goes after --"
         self.exit(errors.EXIT_USER, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from lm import errors
 from lm.cli.command import CHECKPOINT, OVERRIDES, RUN, WORKDIR, argument, command
+from lm.cli.surroundings import check_jax
 
 
 @command(
@@ -18,6 +19,7 @@ from lm.cli.command import CHECKPOINT, OVERRIDES, RUN, WORKDIR, argument, comman
 def _import_hf(args: argparse.Namespace) -> int:
     from lm import compilation, convert
 
+    check_jax()
     compilation.enable_cache()
     imported = convert.import_hf(args.folder, args.workdir, args.overrides)
     print(imported)
@@ -39,6 +41,7 @@ def _import_hf(args: argparse.Namespace) -> int:
 def _export_hf(args: argparse.Namespace) -> int:
     from lm import compilation, convert
 
+    check_jax()
     compilation.enable_cache()
     name = convert.export_hf(args.workdir, args.folder, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
     print(f"{args.folder}: {name}.from_pretrained({args.folder!r}) loads it")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm import errors
 from lm.cli.command import CHECKPOINT, OVERRIDES, RECIPE, RUN, WORKDIR, argument, command
+from lm.cli.surroundings import Outliving, check_jax, read_standard_input, stop_on_sigterm
 
 if TYPE_CHECKING:
     from lm.generation import BeamSearch, Sampling
@@ -36,6 +37,8 @@ SAMPLING: dict[str, Any] = {
     argument("--process-id", type=int),
 )
 def _train(args: argparse.Namespace) -> int:
+    stop_on_sigterm()
+    sys.stdout = Outliving(sys.stdout)  # type: ignore[assignment]
     from lm import compilation, config, distributed
 
     resolved = config.resolve(args.recipe, args.overrides)
@@ -44,6 +47,7 @@ def _train(args: argparse.Namespace) -> int:
     else:
         # Before anything makes JAX look for devices.
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
+    check_jax()
     compilation.enable_cache()
     from lm.training.train import train
 
@@ -70,6 +74,7 @@ def _eval(args: argparse.Namespace) -> int:
     if (stored := workdir.read_config()) is not None:
         resolved = config.Resolved.from_json(stored, str(workdir.config))
         distributed.use_cpu_cores(*config.rows_and_devices(resolved.config))
+    check_jax()
     compilation.enable_cache()
     restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
     config.check_task(restored.config)
@@ -92,7 +97,7 @@ def _eval(args: argparse.Namespace) -> int:
     "generate",
     "continue prompts with a run's model, or give its encoder texts to read",
     WORKDIR,
-    argument("prompts", nargs="*", help="one or more; none: standard input"),
+    argument("prompts", nargs="*", help="one or more, after -- where one begins with -; none: standard input"),
     CHECKPOINT,
     argument("--max-new-tokens", type=int, default=128),
     argument("--temperature", type=float, help=f"0: greedy (default: {SAMPLING['temperature']})"),
@@ -109,9 +114,10 @@ def _generate(args: argparse.Namespace) -> int:
     from lm import compilation, run
 
     how = _how(args)
+    check_jax()
     compilation.enable_cache()
     generator = run.restore(args.workdir, step=args.step).generator()
-    prompts = args.prompts or [sys.stdin.read()]
+    prompts = args.prompts or [read_standard_input()]
     shown = ["" if generator.reads else prompt for prompt in prompts]  # what the text goes on from
     if len(prompts) == 1:
         print(shown[0], end="", flush=True)

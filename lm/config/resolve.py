@@ -29,17 +29,25 @@ class Resolved:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Resolved:
+        tree = stored_tree(text, where)
         try:
-            tree = json.loads(text)
-            encoded, origins = tree["config"], tree["origins"]
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise UserError(f"{where}: expected the config of a run, got something else ({e})") from e
-        try:
-            config = codec.decode(Config, encoded)
+            config = codec.decode(Config, tree["config"])
         except UserError as e:
             raise UserError(f"{where}: {e}") from e
         # An older version stored its own names.
-        return cls(config, {path_today(config, path): origin for path, origin in origins.items()})
+        return cls(config, {path_today(config, path): origin for path, origin in tree["origins"].items()})
+
+
+def stored_tree(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """The parts of a stored config, `config` and `origins`. Raises UserError where it is something else."""
+    try:
+        tree = json.loads(text)
+        if isinstance(tree["config"], dict) and isinstance(tree["origins"], dict):
+            return tree
+        why = f"{type(tree['config']).__name__} and {type(tree['origins']).__name__}"
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        why = f"{type(e).__name__}: {e}"
+    raise UserError(f"{where}: expected the config of a run, got something else ({why}); name the --workdir of a run")
 
 
 def resolve(recipe: str, overrides: Sequence[str] = ()) -> Resolved:

@@ -28,6 +28,7 @@ from lm.data.tokenizer.huggingface import HFTokenizer
 from lm.data.tokenizer.slow import SETTINGS, load_folder
 from lm.data.tokenizer.slow import export as export_tokenizer
 from lm.errors import UserError
+from lm.files import check_folder
 from lm.hf import export
 from lm.hf.families import known
 from lm.hf.folder import CONFIG, GENERATION_CONFIG, Opened, open_folder, read_json
@@ -122,9 +123,12 @@ def export_hf(
     the name of the class. dtype: of the weights; None: of each as it was imported, else float32."""
     if dtype is not None and dtype not in export.DTYPES:
         raise UserError(f"--dtype: expected one of {', '.join(export.DTYPES)}, got {dtype!r}")
-    workdir = Workdir.of(workdir)
-    if "://" in str(folder):
+    workdir, target = Workdir.of(workdir), Workdir.of(folder)
+    if target.is_remote:
         raise UserError(f"{folder}: expected a local folder to write, got an address; export to one and copy it there")
+    folder = Path(target.path)
+    check_folder(folder)  # before the weights are read
+    workdir.reach()
     if not workdir.is_remote and Path(workdir.path).resolve().is_relative_to(Path(folder).resolve()):
         raise UserError(f"{folder}: expected a folder of its own, got one around the run {workdir}; give another")
     run = runs.restore(workdir, step=step)

@@ -87,7 +87,7 @@ class Log:
 
     def _write(self, step: int, kind: str, record: dict[str, Any]) -> None:
         if self._records is None:
-            self._records = _Records(self._workdir, self._start_step, self.print)
+            self._records = _Records(self._workdir, self._start_step, (kind, step), self.print)
         self._records.write(step, kind, record)
 
 
@@ -95,12 +95,16 @@ class _Records:
     """metrics.jsonl and the files of TensorBoard, without the records after `start_step`: written in the run's folder,
     or beside it on this machine and uploaded."""
 
-    def __init__(self, workdir: Workdir, start_step: int, log: Callable[[str], None]):
+    def __init__(self, workdir: Workdir, start_step: int, first: tuple[str, int], log: Callable[[str], None]):
+        """first: kind and step of the record that comes first, which takes the place of one of an earlier start."""
         self._uploads = Uploads(workdir, log) if workdir.is_remote else None
         here = workdir if self._uploads is None else self._uploads.here
         if self._uploads is not None and workdir.metrics.exists():
             workdir.metrics.copy(here.metrics)  # an object cannot be appended to: its records go on in a file here
-        _truncate(Path(here.metrics), start_step)
+        if damaged := _truncate(Path(here.metrics), start_step, first):
+            aside = workdir.metrics.with_name("metrics.damaged.txt")
+            aside.write_bytes((aside.read_bytes() if aside.exists() else b"") + b"".join(damaged))
+            log(f"{workdir.metrics}: {len(damaged)} line(s) that are no records are set aside in {aside.name}")
         self._file = open(here.metrics, "a", encoding="utf-8")
         # TensorBoard then hides what a killed run wrote after the step.
         self._tensorboard = SummaryWriter(str(here.tensorboard), purge_step=start_step + 1 if start_step else None)
@@ -133,17 +137,23 @@ def _scalars(record: dict[str, Any], at: str = "") -> dict[str, float]:
     return out
 
 
-def _truncate(path: Path, step: int) -> None:
+def _truncate(path: Path, step: int, again: tuple[str, int]) -> list[bytes]:
+    """Drops the records after `step` and the one that is written again; gives the lines that are no records, which it
+    drops too."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return []
+    kept, damaged = list[bytes](), list[bytes]()
+    lines = path.read_bytes().splitlines(keepends=True)
+    for line in lines:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue  # the half line of a killed run
-    write_atomic(path, "".join(kept).encode())  # killed here, the old file stays
+            record = json.loads(line)
+            if record["step"] <= step and (record.get("kind"), record["step"]) != again:
+                kept.append(line.rstrip(b"\r\n") + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if line is not lines[-1] or line.endswith(b"\n"):  # else the half line of a killed run
+                damaged.append(line)
+    write_atomic(path, b"".join(kept))  # killed here, the old file stays
+    return damaged
 
 
 def duration(seconds: float) -> str:

@@ -69,14 +69,18 @@ class Loop:
         """
         config, main, at = self.resolved.config, distributed.is_main(), start.position
         distributed.barrier("start")  # no process refuses any more
-        with contextlib.closing(Checkpoints(start.folder, config.checkpoint)) as self.checkpoints:
-            if main:
-                write(start.folder.config, self.resolved.to_json())
-            self.log = Log(start.folder, total_steps=config.train.steps, start_step=at.step, active=main)
+        aside = start.set_aside() if main else []
+        distributed.barrier("set aside")  # before others list the steps
+        if main:
+            write(start.folder.config, self.resolved.to_json())
+        self.log = Log(start.folder, total_steps=config.train.steps, start_step=at.step, active=main)
+        with (
+            contextlib.closing(self.log),
+            contextlib.closing(Checkpoints(start.folder, config.checkpoint, self.log.print)) as self.checkpoints,
+        ):
             self.watch = Watch(self.observers, self.stream, config.data.exclude, self.checkpoints, self.log)
-            with contextlib.closing(self.log):
-                self.log.print("\n".join(filter(None, [opening, *self.changes(start)])))
-                return self.steps(state, at)
+            self.log.print("\n".join(filter(None, [opening, *aside, *self.changes(start)])))
+            return self.steps(state, at)
 
     def changes(self, start: Start) -> list[str]:
         """Says where the run goes on, and which settings are others than there."""

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 
 from lm import distributed
 from lm.checkpoint import Checkpoints, Meta
+from lm.checkpoint.integrity import Damage
+from lm.checkpoint.manager import Whole
 from lm.config import Config
+from lm.config.resolve import stored_tree
 from lm.data import NO_PAD, BatchSchedule, Corpus, Stream, Tokenizer, prepare
 from lm.data.tokenizer.open import exists, open_tokenizer
 from lm.data.tokenizer.slow import from_bytes
@@ -27,39 +30,60 @@ WAY_OUT = "set model to what it was made with"  # of weights that do not fit
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run begins: at the latest checkpoint of its folder, or else at nothing, with or without other weights.
+    """Where a run begins: at the newest checkpoint of its folder that is whole, or else at nothing, with or without
+    other weights.
 
-    meta: of that checkpoint; None: the run is new. `find` refuses and writes nothing, so that whatever a run then
-    writes is of a run that goes on.
+    meta: of that checkpoint; None: the run is new. stored: the checkpoints; damaged: what is wrong with those that are
+    not whole. `find` refuses and writes nothing, so that whatever a run then writes is of a run that goes on.
     """
 
     folder: Workdir
     position: Position
     meta: Meta | None
+    stored: Checkpoints | None
+    damaged: dict[int, Damage]
 
     @classmethod
     def find(cls, folder: Workdir, setup: Setup, stream: Stream) -> Start:
         """Compares what is in `folder` with what the config makes: the order of the data and the trees of arrays.
-        Raises UserError where they differ, and where the data ends before the run. Reads no array."""
-        config, position, meta = setup.config, Position(), None
-        if folder.has_checkpoints():
-            with contextlib.closing(Checkpoints(folder)) as stored:
-                if (step := stored.latest()) is not None:
-                    meta = stored.meta(step)
-                    position = Position(step, meta.examples_seen)
-                    stream.check(meta.data, meta.examples_seen)
-                    stored.check(step, setup.abstract_state)
+        Raises UserError where they differ, where no checkpoint is whole, and where the data ends before the run."""
+        config, position, meta, found = setup.config, Position(), None, Whole(None, {})
+        stored = Checkpoints(folder) if folder.has_checkpoints() else None
+        if stored is not None:
+
+            def compare(step: int) -> None:
+                meta = stored.meta(step)
+                stream.check(meta.data, meta.examples_seen)
+                stored.check(step, setup.abstract_state)
+
+            found = stored.newest_whole(compare)
+            if found.step is not None:
+                meta = stored.meta(found.step)
+                position = Position(found.step, meta.examples_seen)
+            elif found.damaged:
+                step, what = next(iter(found.damaged.items()))
+                raise UserError(
+                    f"{folder}: expected a checkpoint that is whole, got none: {step}/{what}; move "
+                    f"{stored.folder} away to begin anew, or bring the files back"
+                )
         if meta is None:
             _check_weights(config, setup)
         stream.check_epochs(**position._asdict(), steps=config.train.steps, ramp=BatchSchedule.of(config.data))
-        return cls(folder, position, meta)
+        return cls(folder, position, meta, stored, found.damaged)
 
     def state(self, setup: Setup) -> State:
         """The state at `position`, on the devices of `setup`."""
-        if self.meta is None:
+        if self.meta is None or self.stored is None:
             return initial_state(setup.config, setup)
-        with contextlib.closing(Checkpoints(self.folder)) as stored:
-            return stored.restore(self.position.step, setup.abstract_state)
+        return self.stored.restore(self.position.step, setup.abstract_state)
+
+    def set_aside(self) -> list[str]:
+        """Renames the folders of the steps that are not whole, which the run will come to again; says so."""
+        lines = []
+        for step, what in sorted(self.damaged.items()):
+            assert self.stored is not None
+            lines.append(f"checkpoint of step {step} is damaged: {what}; set aside as {self.stored.set_aside(step)}")
+        return lines
 
 
 def initial_state(config: Config, setup: Setup) -> State:
@@ -86,13 +110,20 @@ def _check_weights(config: Config, setup: Setup) -> None:
 def _weights(config: Config) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoint of `train.init_from`, which an error within names."""
     assert config.train.init_from is not None
-    with contextlib.closing(Checkpoints(config.train.init_from)) as source:
-        step = source.latest()
-        assert step is not None  # `tokenizer_of_weights` saw it
-        try:
-            yield source, step
-        except UserError as e:
-            raise UserError(f"train.init_from: {e}") from e
+    source = Checkpoints(config.train.init_from)
+    step = source.latest()
+    assert step is not None  # `tokenizer_of_weights` saw it
+    with _of_weights():
+        yield source, step
+
+
+@contextlib.contextmanager
+def _of_weights() -> Iterator[None]:
+    """Names the setting in an error within."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"train.init_from: {e}") from e
 
 
 def open_data(config: Config, folder: Workdir) -> Corpus:
@@ -116,29 +147,33 @@ def prepare_once(config: Config) -> Corpus:
 
 
 def check_workdir(workdir: Workdir) -> None:
-    """Refuses an imported model: it has no optimizer state to go on from."""
+    """Refuses an imported model: it has no optimizer state to go on from; and the folder of another program, whose
+    config.json a run would write over."""
     if workdir.is_imported():
         raise UserError(
             f"{workdir}: expected a new folder or a run to resume, got an imported model; take another --workdir and "
             f"start from it with train.init_from={workdir}"
         )
+    if not workdir.has_checkpoints() and (stored := workdir.read_config()) is not None:
+        stored_tree(stored, str(workdir.config))
 
 
 def tokenizer_of_weights(config: Config, workdir: Workdir) -> Tokenizer | None:
     """The tokenizer of the weights a new run begins with; None where it begins with none, goes on and needs them no
     more, or they came without. UserError where the weights are not there, before a corpus is made."""
     folder = config.train.init_from
-    if folder is None or _has_checkpoint(workdir):
+    if folder is None or (workdir.has_checkpoints() and Checkpoints(workdir).latest() is not None):
         return None
     if not Workdir.of(folder, "train.init_from").has_checkpoints():
         raise UserError(
             f"train.init_from: {folder}: expected the folder of a run, got no checkpoints there; name a --workdir that "
             "was trained, or one of `lm import-hf`"
         )
-    with contextlib.closing(Checkpoints(folder)) as source:
-        step = source.latest()
-        if step is None:
-            raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
+    source = Checkpoints(folder)
+    step = source.latest()
+    if step is None:
+        raise UserError(f"train.init_from: {folder}: no finished checkpoint there yet")
+    with _of_weights():
         stored = source.meta(step).tokenizer
     return from_bytes(stored, f"{folder}: tokenizer", literal=True) if stored else None
 
@@ -153,13 +188,6 @@ def check_same_ids(config: Config, of_weights: Tokenizer | None, tokenizer: Toke
             f"{tokenizer.fingerprint[:12]} in {config.data.path}; set data.tokenizer={folder} and data.path to a new "
             "folder"
         )
-
-
-def _has_checkpoint(workdir: Workdir) -> bool:
-    if not workdir.has_checkpoints():
-        return False
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        return checkpoints.latest() is not None
 
 
 def check_named_tokenizer(config: Config) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import random
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from lm.errors import EXIT_FINISHED, EXIT_PREEMPTED, UserError
 from lm.training.train import train
 from lm.training.watch import NonFiniteLoss
 from lm.workdir import Workdir
+from tests.checkpoint.damage import cut, flip
 from tests.processes import train_command, until_saved, until_step
 from tests.training.conftest import VOCAB_SIZE
 
@@ -112,11 +115,49 @@ def test_batch_size_may_change_at_a_resume_without_repeating_examples(config, tm
 
 def test_finished_run_is_evaluated_again_and_nothing_else(config, uninterrupted, capsys):
     workdir = uninterrupted(config)
-    before = params_of(workdir)
-    result = train(resolved(config), workdir)
-    assert result.step == 12 and result.evaluation is not None
-    assert_bit_equal(params_of(workdir), before)
-    assert "nothing to train: step 12 of train.steps=12 is done" in capsys.readouterr().out
+    before, evaluated = params_of(workdir), [r["step"] for r in records(workdir, "eval")]
+    for _ in range(2):
+        result = train(resolved(config), workdir)
+        assert result.step == 12 and result.evaluation is not None
+        assert_bit_equal(params_of(workdir), before)
+        assert "nothing to train: step 12 of train.steps=12 is done" in capsys.readouterr().out
+        assert [r["step"] for r in records(workdir, "eval")] == evaluated
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_parameters_of_the_uninterrupted(
+    config, uninterrupted, tmp_path, capsys
+):
+    whole, workdir = uninterrupted(config), tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    with contextlib.suppress(FileNotFoundError):
+        (workdir / "run.lock").unlink()
+    name = flip(workdir / "checkpoints" / "12", "train")
+    spoil_log(workdir / "metrics.jsonl")
+    train(resolved(config), workdir)
+    out = capsys.readouterr().out
+    assert f"checkpoint of step 12 is damaged: {name}: expected CRC-32 " in out
+    assert "resuming at step 10" in out and "line(s) that are no records are set aside in metrics.damaged.txt" in out
+    assert_bit_equal(params_of(workdir), params_of(whole))
+    assert Checkpoints(workdir).steps() == [10, 12] and (workdir / "checkpoints" / "12.damaged").is_dir()
+    assert [r["step"] for r in records(workdir)] == [1, 4, 8, 12]
+    assert (workdir / "metrics.damaged.txt").read_bytes() == b"\xff\xfe\n[1]\n"
+
+
+def spoil_log(path: Path) -> None:
+    """Lines of another program between the records, and the half line of a killed run at the end."""
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(first + b"\n\xff\xfe\n[1]\n" + rest + b'{"kind": "tr')
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(config, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted(config), workdir)
+    flip(workdir / "checkpoints" / "12")
+    cut(workdir / "checkpoints" / "10")
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != "run.lock"}
+    with pytest.raises(UserError, match=r"expected a checkpoint that is whole, got none: 12/params/.*to begin anew"):
+        train(resolved(config), workdir)
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != "run.lock"} == before
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_does_not_lose_it(config, tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from lm.data.prepare.stores import check_left, finish_source, known_tokenizer, m
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part, stretch_bytes
 from lm.data.tokenizer.base import Tokenizer
+from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
 from lm.files import Log, is_remote, locked, open_atomic
 
@@ -61,6 +62,8 @@ def prepare(
             f"--force --hosts {hosts}: expected one of them, since a host cannot know what another has written anew; "
             f"delete {folder.path} on one host, then start all without --force"
         )
+    if isinstance(spec.tokenizer, str) and not folder.path.exists():
+        open_tokenizer(spec.tokenizer)  # refuses one that is not there before anything is made
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -62,7 +62,8 @@ def mirror(url: str, stores: Sequence[str], *, cache: str | None = None, log: Lo
         copies: list[Copy] = []
         small = {name: _read(root / name, url) for name in (TOKENIZER, TOKENIZER_SETTINGS)}
         for left in folder.rglob(".*"):  # by a process that was killed
-            left.unlink()
+            if left.is_file():
+                left.unlink()
         for name in stores:
             metas[name] = _read(root / name / META, url)  # it names the files to copy, with their checksums
             meta = parse_meta(metas[name], f"{url.rstrip('/')}/{name}/{META}")
@@ -90,9 +91,12 @@ def find_remote_stores(url: str) -> list[str]:
 
 
 def remote_path(url: str) -> Any:
-    """An epath. UserError for a scheme that it does not know."""
+    """An epath. UserError for a scheme that it does not know, and for an address without a folder."""
     from etils import epath
 
+    scheme, _, rest = url.partition("://")
+    if not all(rest.strip("/").partition("/")[::2]):  # else the client tries for half a minute
+        raise UserError(f"{url}: expected {scheme}://bucket/folder, got no folder; name that of a prepared corpus")
     try:
         return epath.Path(url)
     except KeyError:

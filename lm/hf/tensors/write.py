@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError
+from lm.files import check_folder
 from lm.hf.tensors.safetensors import METADATA, NAMES, safetensors_layout
 
 SINGLE = "model.safetensors"
@@ -154,7 +155,9 @@ def write_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pat
     UserError if `folder` is a file, or is not empty and `overwrite` is not set. With `overwrite` all that was in it
     goes, after the new content is complete.
     """
+    check_folder(Path(folder))
     folder = Path(folder).resolve()
+    check_folder(folder.parent)  # where the new one is made
     _check_target(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
