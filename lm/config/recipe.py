@@ -7,7 +7,6 @@ package.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -27,7 +26,7 @@ def load(recipe: str) -> Config:
         spec.loader.exec_module(module)
     except Exception as e:  # whatever a recipe raises is a mistake in the recipe
         what = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
-        raise UserError(f"{path}{_line(path, e)}: {' '.join(what.split())}") from e
+        raise UserError(f"{path}{_line(str(spec.origin), e)}: {' '.join(what.split())}") from e
     except SystemExit as e:
         raise UserError(
             f"{path}: expected `config = Config(...)`, got an exit with {e.code!r}; a recipe only says what is wanted"
@@ -39,12 +38,14 @@ def load(recipe: str) -> Config:
     return module.config
 
 
-def _line(path: Path, e: Exception) -> str:
-    """`:` and the line of the recipe that raised; nothing where it has none, as of a file that cannot be read."""
-    whole = os.path.abspath(path)  # what Python calls the file, whatever the user did
-    if isinstance(e, SyntaxError) and e.filename == whole:
+def _line(file: str, e: Exception) -> str:
+    """`:` and the line of the recipe that raised; nothing where it has none, as of a file that cannot be read.
+
+    file: as Python calls it, which is not as the user does.
+    """
+    if isinstance(e, SyntaxError) and e.filename == file:
         return f":{e.lineno}"
-    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == whole]
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
     return f":{lines[-1]}" if lines else ""
 
 

@@ -189,6 +189,7 @@ class Watch:
         return done
 
     def _act(self, done: Done, verdict: Verdict) -> None:
+        self.checkpoints.wait()  # what is told of them must be true
         report = "" if verdict.report is None else self.report(verdict.report, done, **verdict.more)
         kept = self.checkpoints.latest()
         text = verdict.text.format(report=report, kept="none" if kept is None else f"step {kept}")

@@ -11,6 +11,7 @@ import pytest
 
 import lm
 from lm.errors import EXIT_FINISHED
+from tests.checkpoint.damage import flip
 from tests.processes import free_port, train_command
 
 
@@ -21,12 +22,15 @@ def test_two_processes_are_one(config, recipe, tmp_path):
     path = recipe(config)
     two, one = tmp_path / "two", tmp_path / "one"
 
-    where = f"127.0.0.1:{free_port()}"
-    group = ["--coordinator", where, "--num-processes", "2", "--process-id"]
-    processes = [train_command(path, two, *group, str(i), devices=2) for i in range(2)]
-    outputs = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [EXIT_FINISHED] * 2, outputs
-    assert "2 process(es)" in outputs[0]
+    def run_two() -> list[str]:
+        where = f"127.0.0.1:{free_port()}"
+        group = ["--coordinator", where, "--num-processes", "2", "--process-id"]
+        processes = [train_command(path, two, *group, str(i), devices=2) for i in range(2)]
+        outputs = [p.communicate(timeout=300)[0] for p in processes]
+        assert [p.returncode for p in processes] == [EXIT_FINISHED] * 2, outputs
+        return outputs
+
+    assert "2 process(es)" in run_two()[0]
     alone = train_command(path, one, devices=4)
     output = alone.communicate(timeout=300)[0]
     assert alone.returncode == EXIT_FINISHED, output
@@ -38,3 +42,10 @@ def test_two_processes_are_one(config, recipe, tmp_path):
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
     a, b = (jax.device_get(lm.restore(w).params) for w in (two, one))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-3), a, b)
+
+    # Each process reads a part of the files: only one of them sees the damage, and both go back.
+    damaged = flip(two / "checkpoints" / "12", "train")
+    out = run_two()[0]
+    assert "checkpoint of step 12 is damaged: " in out and "resuming at step 10" in out, out
+    assert damaged in out or "another process found it damaged" in out
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(lm.restore(two).params), a)

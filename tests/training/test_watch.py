@@ -84,7 +84,7 @@ def test_an_observer_reports_goes_on_or_stops_and_the_next_one_still_looks(tmp_p
                 return Verdict("step 6 is odd")
             return Verdict("{kept} is kept", error=NonFiniteLoss) if done.step == 7 else None
 
-    last = SimpleNamespace(latest=lambda: 5, folder=tmp_path / "checkpoints")
+    last = SimpleNamespace(wait=lambda: None, latest=lambda: 5, folder=tmp_path / "checkpoints")
     watch = Watch([Odd(), Finite(), Targets()], None, (), last, SimpleNamespace(print=said.append))
     shape = BatchShape(4, 4, 8)
     begun = [Done(Position(n, 4 * n), shape, {"loss": n, "grad_norm": 1.0, "tokens": 3}) for n in (4, 5)]

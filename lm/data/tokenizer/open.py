@@ -24,7 +24,8 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     UserError where there is none, where it is broken, and where no token of it can end a document.
     """
     run = Workdir.of(path, "data.tokenizer")
-    tokenizer = _of_run(run) if run.has_checkpoints() else _of_files(run)
+    is_file = not run.is_remote and run.path.is_file()
+    tokenizer = _of_files(run) if is_file or not run.has_checkpoints() else _of_run(run)
     check_documents(tokenizer)
     return tokenizer
 
