@@ -173,7 +173,14 @@ USABLE = {
     "data where": {checkpoints_that_are_a_file, a_step_that_is_a_file, a_step_without_weights},
     "checkpoints list": {an_empty_step, a_step_of_something_else, a_step_without_weights},
 }
-CASES = [(c, t) for c in GIVEN for t in TARGETS if t not in USABLE.get(c, ())]
+# A start of `train` takes longer than to look at a folder: all of them are in the slow half.
+AT_ONCE = {a_file, a_config_of_another_program, an_empty_step}
+CASES = [
+    pytest.param(c, t, marks=[pytest.mark.slow] if c.startswith("train") and t not in AT_ONCE else [])
+    for c in GIVEN
+    for t in TARGETS
+    if t not in USABLE.get(c, ())
+]
 
 
 def test_the_walk_has_every_command():
