@@ -14,11 +14,13 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
 from lm.data.sources.docstrings import SKIPPED, TESTS, docstrings_of, python_files
 from lm.data.sources.tfds import download_and_prepare
+from lm.data.tf import tensorflow
 from lm.errors import UserError
+
+tensorflow()  # not by TFDS, beside a thread that does
+import tensorflow_datasets as tfds  # noqa: E402
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -72,6 +72,7 @@ class Tfds(Fielded, Records):
 
 def find(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """A dataset by TFDS name. UserError for an unknown one or a failed download."""
+    tensorflow()  # TFDS would import it louder, and beside a thread that does
     import tensorflow_datasets as tfds
 
     try:
@@ -87,7 +88,6 @@ def download_and_prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Downloads and builds a dataset; what is there already is kept."""
     import tensorflow_datasets as tfds
 
-    tensorflow()  # TFDS would import it louder
     tfds.disable_progress_bar()
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
