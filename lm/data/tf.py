@@ -8,7 +8,6 @@ import os
 import threading
 from typing import Any
 
-
 _one_at_a_time = threading.Lock()
 
 
