@@ -78,11 +78,17 @@ def generation_defaults(
         given["max_new_tokens"] = max_length - prompt_len
     if "min_new_tokens" in given:
         given["min_length"] = 0
-    eos = given.get("eos_token_id", ())
-    given["eos_token_id"] = (eos,) if isinstance(eos, int) else tuple(eos)
+    given["eos_token_id"] = _ids("eos_token_id", given.get("eos_token_id"))
     # Without an end token no row is shorter than another, and nothing is padded.
     given.setdefault("pad_token_id", next(iter(given["eos_token_id"]), 0))
     return Search(**{name: _frozen(value) for name, value in given.items()})
+
+
+def end_ids(*sources: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Reads every end token that the files of a model name, in their order. `generate` of transformers knows those of
+    one file alone; what another calls an end is an end to who reads the text."""
+    named = (i for source in sources for i in _ids("eos_token_id", (source or {}).get("eos_token_id")))
+    return tuple(dict.fromkeys(named))
 
 
 def decoder_start(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> int | None:
@@ -90,6 +96,13 @@ def decoder_start(config: Mapping[str, Any], generation_config: Mapping[str, Any
     sources = (config if generation_config is None else generation_config, config)
     named = (source.get(name) for source in sources for name in ("decoder_start_token_id", "bos_token_id"))
     return next((i for i in named if i is not None), None)
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"generate.{name}: expected an id or a list of ids, got {value!r}")
+    return ids
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
