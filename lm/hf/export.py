@@ -18,8 +18,8 @@ from lm.hf.families.table import Slot
 from lm.hf.folder import CONFIG, GENERATION_CONFIG
 from lm.hf.tensors.write import write_folder, write_tensors
 from lm.hf.weights import write_items
+from lm.models import Body, SequenceClassification
 from lm.models import Model as ModelConfig
-from lm.models import SequenceClassification
 from lm.models.tasks import Labels
 from lm.nn.param import paths
 
@@ -106,8 +106,9 @@ def layout_of(
 ) -> dict[str, Slot]:
     """Says where the parameters of `model` go in a folder; names: of its tensors, if it is not the usual one."""
     family, _ = known.of_model(model)
+    bare = family.prefix if isinstance(model.task, Body) else ""
     for rows in (family.table, *family.other_tables):
-        slots = table.layout(rows(model), shapes)
+        slots = {n.removeprefix(bare): slot for n, slot in table.layout(rows(model), shapes).items()}
         if names is None or slots.keys() == set(names):
             return slots
     raise AssertionError(f"no layout of a {type(model).__name__} has the tensors {sorted(names or ())[:3]} ...")
