@@ -51,6 +51,19 @@ def generation_defaults(
 
     UserError for an unknown argument, for do_sample=True, and for what a search cannot do.
     """
+    try:
+        return _search(config, generation_config, prompt_len, kwargs)
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError) as e:  # of a list or an object with other things in it
+        raise UserError(
+            f"generate: expected the settings of a search, got one of another kind ({e}); mend generation_config.json"
+        ) from e
+
+
+def _search(
+    config: dict[str, Any], generation_config: dict[str, Any] | None, prompt_len: int, kwargs: Mapping[str, Any]
+) -> Search:
     names = set(Search.__dataclass_fields__) | {"max_length", "do_sample", *_SAMPLING, *_OTHER}
     for name, value in kwargs.items():
         if name not in names:

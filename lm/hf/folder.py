@@ -25,6 +25,12 @@ from lm.nn.param import paths
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
+# Of heads that files of a class without one hold all the same, as checkpoints of pre-training do: transformers reads
+# none of them either.
+HEADS = re.compile(
+    r"(cls|predictions|sop_classifier|lm_head|embed_out|score|classifier|qa_outputs|classification_head)\.|final_logits_bias$"
+)
+
 N_LABELS = {"bart": 3}  # where config.json says nothing; else 2
 
 PROBLEMS: dict[str, Problem] = {
@@ -59,8 +65,8 @@ class Opened:
         return dataclasses.replace(self, slots=bare(self.slots), stored=bare(self.stored))
 
     def unused(self) -> dict[str, np.ndarray]:
-        """The tensors that the class stores and never reads. Of a class without a head the buffers are among them, so
-        that its folder comes back whole."""
+        """The tensors that the class stores and never reads. Of a class without a head all that are not its own are
+        among them, buffers and heads, so that its folder comes back whole."""
         # Copies: they outlive the folder.
         names = self.family.unused(self.model)
         if not isinstance(self.model.task, Body):
@@ -98,6 +104,7 @@ def open_folder(folder: str | Path, ignore_fields: Collection[str] = ()) -> Iter
         stored = _canonical(tensors, family, folder)
         task = read_task(config, TASKS[ending], str(folder / CONFIG))
         if isinstance(task, Body):
+            stored = {name: actual for name, actual in stored.items() if not HEADS.match(name)}
             pooler = any(re.search(r"(^|\.)pooler\.", name) for name in stored)
             task = Body(pooler=pooler, encoder_only=ending == "EncoderModel")
         fields = Fields(config, str(folder / CONFIG), _Stored(tensors, stored), ignore_fields)
@@ -129,6 +136,12 @@ def read_model(family: Family, fields: Fields, task: Task) -> Model:
         if str(e).startswith(fields.where):
             raise
         raise UserError(f"{fields.where}: {e}") from e
+    except (TypeError, ValueError, LookupError, AttributeError) as e:  # of a list or an object with other things in it
+        kind = fields.config.get("model_type")
+        raise UserError(
+            f"{fields.where}: expected the fields of a {kind}, got one of another kind ({e}); take the config.json "
+            "that belongs to the weights"
+        ) from e
     fields.done()
     return model
 

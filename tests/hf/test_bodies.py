@@ -174,3 +174,15 @@ def test_a_body_that_lacks_a_tensor_is_refused(tmp_path):
     safetensors.save_file(tensors, made.folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"norm.weight: missing, expected \[24\]"):
         hf.load(made.folder)
+
+
+def test_heads_that_a_class_without_one_holds_are_carried_along(tmp_path):
+    """Checkpoints of pre-training whose config.json names the body: transformers reads no head of them either."""
+    made = make("BertModel", tmp_path / "source")
+    tensors = safetensors.load_file(made.folder / "model.safetensors")
+    tensors |= {"cls.predictions.bias": np.ones(97, np.float32), "cls.seq_relationship.bias": np.ones(2, np.float32)}
+    safetensors.save_file(tensors, made.folder / "model.safetensors", metadata={"format": "pt"})
+    model = hf.load(made.folder)
+    assert_same_states("BertModel", made, model)
+    hf.save(model, tmp_path / "out")
+    assert_same_folder(made.folder, tmp_path / "out")

@@ -218,3 +218,25 @@ def test_a_byte_order_mark_is_no_part_of_a_file(file, folder, tmp_path):
     assert marked.state_dict().keys() == plain.state_dict().keys()
     hf.save(marked, tmp_path / "out")
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+VALUES = (None, "x", "4", [], {}, -1, 0, True, 1.5, [1], {"a": 1}, [["x"]], float("nan"), float("inf"))
+OF_EVERY_KIND = ("llama yarn", "gpt_neo", "gemma3", "qwen3_moe", "bert sequence labels", "t5", "bart")
+
+
+@pytest.mark.parametrize("name", slow_but(["gpt_neo"], OF_EVERY_KIND))
+def test_whatever_a_field_holds_a_folder_is_read_or_refused_in_one_line(name, folder, tmp_path):
+    shutil.copytree(folder(name), tmp_path / "folder")
+    path, refused = tmp_path / "folder" / "config.json", 0
+    config = json.loads(path.read_text())
+    rope = config.get("rope_parameters") or {}
+    changes = [{field: value} for field in config for value in VALUES]
+    changes += [{"rope_parameters": rope | {field: value}} for field in rope for value in VALUES]
+    for change in changes:
+        path.write_text(json.dumps(config | change))
+        try:
+            model_of(tmp_path / "folder")
+        except UserError as e:
+            assert "\n" not in str(e)
+            refused += 1
+    assert refused > 20

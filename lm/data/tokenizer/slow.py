@@ -132,11 +132,19 @@ def build(source: TokenizerFiles) -> tokenizers.Tokenizer:
         raise
     except Exception as e:  # the library's own class for every mistake
         raise UserError(f"{source.where}: expected the vocabulary of a {name}, got one that is refused ({e})") from None
-    specials = read_specials(source.files, source.where)
+    specials = read_specials(source.files, source.where).within(lambda token: tokenizer.token_to_id(token) is not None)
     specials.extra.extend(family.extra(source))
     add_specials(tokenizer, specials, source.where)
-    named = {key.removesuffix("_token"): token.content for key, token in specials.named.items()}
-    single, pair = family.wrap(source, lambda role: named[role])
+
+    def named(role: str) -> str:
+        if f"{role}_token" not in specials.named:
+            raise UserError(
+                f"{source.where}: expected the {role}_token of a {name} in its vocabulary, got none; name it in "
+                "tokenizer_config.json"
+            )
+        return specials.named[f"{role}_token"].content
+
+    single, pair = family.wrap(source, named)
     used = {piece.rpartition(":")[0] for piece in pair if not piece.startswith("$")}
     ids = [(token, tokenizer.token_to_id(token)) for token in sorted(used)]
     if unknown := [token for token, i in ids if i is None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -68,7 +68,7 @@ def parse_json(files: Mapping[str, bytes], file: str, where: str) -> dict[str, A
 
 def class_of(config: Mapping[str, Any]) -> str:
     """tokenizer_class without the `Fast` that transformers 5 dropped."""
-    return (config.get("tokenizer_class") or "PreTrainedTokenizerFast").removesuffix("Fast")
+    return str(config.get("tokenizer_class") or "PreTrainedTokenizerFast").removesuffix("Fast")
 
 
 def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
@@ -79,7 +79,11 @@ def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
     listed = config.get("added_tokens_decoder")  # null where a tool wrote none
     if listed is None:
         told |= parse_json(files, "special_tokens_map.json", where)
-    placed = {i: _added(t, where) for i, t in _by_id(listed or {}, "tokenizer_config.json", where)}
+    if not isinstance(listed, dict | None):
+        raise UserError(
+            f"{where}: added_tokens_decoder: expected an object, got {listed!r}; mend tokenizer_config.json"
+        )
+    placed = {i: _added(t, where) for i, t in _by_id((listed or {}).items(), "tokenizer_config.json", where)}
     # Transformers 5's name, then the older one.
     extra = told.get("extra_special_tokens") or told.get("additional_special_tokens") or []
     if isinstance(extra, dict):
@@ -97,8 +101,8 @@ def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
     )
     special = {t.content for t in (*specials.named.values(), *specials.extra)}
     if listed is None:
-        added = {i: text for text, i in parse_json(files, "added_tokens.json", where).items()}
-        for i, text in _by_id(added, "added_tokens.json", where):
+        added = parse_json(files, "added_tokens.json", where)
+        for i, text in _by_id(((i, text) for text, i in added.items()), "added_tokens.json", where):
             placed[i] = AddedToken(text, special=text in special, normalized=text not in special)
     by_content = {t.content: t for t in placed.values()}
     for key, token in specials.named.items():
@@ -107,11 +111,9 @@ def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
     return specials
 
 
-def _by_id(tokens: Any, file: str, where: str) -> Iterator[tuple[int, Any]]:
-    """The items of {id: token}, with ids as JSON writes keys."""
-    if not isinstance(tokens, dict):
-        raise UserError(f"{where}/{file}: added_tokens_decoder: expected an object, got {tokens!r}; mend the JSON")
-    for i, token in tokens.items():
+def _by_id(tokens: Iterable[tuple[Any, Any]], file: str, where: str) -> Iterator[tuple[int, Any]]:
+    """(id, token) with ids as numbers, which JSON writes as text where they are keys."""
+    for i, token in tokens:
         if not str(i).isdecimal():
             raise UserError(f"{where}/{file}: {token!r}: expected the id of an added token, got {i!r}; mend the JSON")
         yield int(i), token

@@ -7,6 +7,7 @@ a default in its place would be a wrong model.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -79,12 +80,14 @@ class Fields:
         return default
 
     def _check_type(self, name: str, kind: type) -> None:
-        value = self.config[name]
+        value: Any = self.config[name]
         if kind not in TYPES:
             return
         expected, words = TYPES[kind]
-        if not isinstance(value, expected) or (kind in (int, float) and isinstance(value, bool)):
-            quotes = "; write it without quotes" if isinstance(value, str) and kind in (int, float, bool) else ""
+        number = kind in (int, float)
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if not isinstance(value, expected) or infinite or (number and isinstance(value, bool)):
+            quotes = "; write it without quotes" if isinstance(value, str) and (number or kind is bool) else ""
             raise UserError(f"{self.where}: {name}: expected {words}, got {value!r}{quotes}")
 
     def given(self, name: str, *, default: Any, kind: type | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class _Parameters:
         value = self.pop(name)
         if value is None and default is not REQUIRED:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             quotes = "; write it without quotes" if isinstance(value, str) else ""
             got = "none" if value is None else repr(value)
             raise UserError(f"{self._where}.{name}: expected a number, got {got}{quotes}")

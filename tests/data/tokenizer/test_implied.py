@@ -200,3 +200,51 @@ def test_settings_of_another_kind_are_refused_in_one_line(fields, message, tmp_p
     with pytest.raises(UserError, match=message) as e:
         load_folder(write(tmp_path, files))
     assert "\n" not in str(e.value)
+
+
+# --- built from a vocabulary ------------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_without_the_tokens_of_its_class_gets_none(tmp_path):
+    vocab = {token: i for token, i in json.loads(LAYOUTS["gpt2"]()["vocab.json"]).items() if token != "<|endoftext|>"}
+    vocab = {token: i for i, token in enumerate(vocab)}
+    files = LAYOUTS["gpt2"]() | {"vocab.json": json.dumps(vocab).encode()}
+    files |= model("gpt2", eos_token_id=vocab["</s>"])
+    ours = open_tokenizer(write(tmp_path / "gpt2", files))
+    assert ours.vocab_size == len(vocab) and not any(ours.ids.values())
+    assert ours.pieces([ours.eos_id]) == ["</s>"]
+    lines = LAYOUTS["bert"]()["vocab.txt"]
+    bert = LAYOUTS["bert"]() | {"vocab.txt": lines.replace(b"[MASK]\n", b"")}
+    assert load_folder(write(tmp_path / "bert", bert)).ids["mask"] is None
+    bert["vocab.txt"] = lines.replace(b"[SEP]\n", b"")
+    with pytest.raises(UserError, match="expected the sep_token of a BertTokenizer in its vocabulary, got none"):
+        load_folder(write(tmp_path / "cut", bert))
+
+
+# --- files of any content ---------------------------------------------------------------------------------------------
+
+VALUES = (None, "x", "4", [], {}, -1, 0, True, 1.5, [1], {"a": 1}, [["x"]], [None], {"0": {"content": "x"}})
+FIELDS = {
+    "tokenizer_config.json": "added_tokens_decoder extra_special_tokens tokenizer_class eos_token",
+    "special_tokens_map.json": "eos_token additional_special_tokens extra_special_tokens",
+    "added_tokens.json": "new",
+    "config.json": "eos_token_id tokenizer_class model_type",
+    "generation_config.json": "eos_token_id",
+}
+
+
+@pytest.mark.parametrize("file", FIELDS)
+def test_whatever_a_field_holds_a_folder_is_read_or_refused_in_one_line(file, tmp_path):
+    files = {"tokenizer.json": whole("gpt2", ["<|endoftext|>"])} | model("gpt2")
+    files |= {} if file == "tokenizer_config.json" else cls("GPT2Tokenizer") if file == "config.json" else {}
+    folder, read = write(tmp_path, files), 0
+    for field in FIELDS[file].split():
+        for value in VALUES:
+            write(folder, {file: json.dumps(json.loads(files.get(file, b"{}")) | {field: value}).encode()})
+            try:
+                load_folder(folder)
+                open_tokenizer(folder)
+                read += 1
+            except UserError as e:
+                assert "\n" not in str(e)
+    assert read or file == "added_tokens.json"
