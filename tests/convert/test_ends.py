@@ -93,9 +93,7 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize(
-    "where", slow_but(["generation_config.json", "a generation_config.json that names none"], WHERE)
-)
+@pytest.mark.parametrize("where", slow_but(["a generation_config.json that names none"], WHERE))
 def test_every_way_to_generate_stops_at_the_first_end_of_several(where, made, tmp_path, capsys):
     early, never = made.ends
     folder = told(made, tmp_path / "folder", *WHERE[where](early, never))

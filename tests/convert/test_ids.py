@@ -12,6 +12,7 @@ import lm
 from lm import convert
 from lm.errors import UserError
 from tests.convert.test_folders import byte_level, command, copied, refusal, saved, spaced_with_start
+from tests.halves import slow_but
 from tests.hf.cases import CASES
 from tests.hf.conftest import cases  # noqa: F401
 
@@ -161,3 +162,28 @@ def test_an_ignored_field_is_remembered_and_comes_back(cases, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(
         (source / "config.json").read_text()
     )
+
+
+# --- folders that say little of their tokenizer -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", slow_but(["special_tokens_map.json"], ["", "special_tokens_map.json"]))
+@pytest.mark.parametrize("name", slow_but(["llama"], ["gpt2", "llama"]))
+def test_a_folder_without_tokenizer_config_is_a_run_that_every_command_reads(kept, name, folder, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(folder(name), source)
+    (source / "tokenizer_config.json").unlink()
+    if kept:
+        (source / kept).write_text(json.dumps({f"{role}_token": token for role, token in SPELT[name].items()}))
+    assert command(capsys, "import-hf", source, tmp_path / "run")[0] == 0
+    run = lm.restore(tmp_path / "run")
+    size = json.loads((source / "config.json").read_text())["vocab_size"]
+    assert run.tokenizer.vocab_size == size and run.tokenizer.end_id == run.config.objective.start_id
+    assert run.tokenizer.pieces([run.tokenizer.end_id]) == [SPELT[name]["eos"]]
+    how = ["--temperature", "0", "--max-new-tokens", "5"]
+    assert command(capsys, "generate", tmp_path / "run", "the cat", *how)[0] == 0
+    assert command(capsys, "describe", tmp_path / "run")[0] == 0
+    convert.export_hf(tmp_path / "run", tmp_path / "out")
+    theirs, again = (transformers.AutoTokenizer.from_pretrained(path) for path in (source, tmp_path / "out"))
+    assert len(again) == len(theirs) == size
+    assert again("the cat sat").input_ids == theirs("the cat sat").input_ids

@@ -26,6 +26,9 @@ HARMLESS = {
     "Unsloth": {"unsloth_fixed": True, "unsloth_version": "2025.1"},
     "transformers": {"_attn_implementation_internal": None, "_experts_implementation": "eager", "_commit_hash": "a"},
     "a conversion": {"max_sequence_length": 2048, "use_flash_attn": True, "unk_token_id": 0, "name_or_path": "x"},
+    "FARM": {"name": "Bert", "language": "english"},
+    "Dolly": {"custom_pipelines": {"text-generation": {"impl": "instruct_pipeline.X"}}},
+    "distilbart": {"save_step": 58, "replacing_rate": 0, "student_encoder_layers": None, "student_decoder_layers": 3},
     "nulls": {"mup_factor": None, "some_config": None},
     "a search": {"min_new_tokens": 3, "guidance_scale": 1.5, "renormalize_logits": True},
 }
@@ -60,6 +63,16 @@ def model_of(path: Path, **options):
 def test_fields_that_tools_write_and_no_model_reads_are_taken(who, name, folder, tmp_path):
     path = changed(folder(name), tmp_path / "folder", **HARMLESS[who])
     assert model_of(path) == model_of(folder(name))
+
+
+def test_what_the_tensors_tell_need_not_be_asked_of_the_config(folder, tmp_path):
+    path = changed(folder("mistral"), tmp_path / "mistral", attention_bias=False, mlp_bias=False)
+    assert model_of(path) == model_of(folder("mistral"))
+    path = changed(folder("bert"), tmp_path / "bert", embedding_size=24)
+    assert model_of(path) == model_of(folder("bert"))
+    path = changed(folder("bert"), tmp_path / "narrow", embedding_size=12)
+    with pytest.raises(UserError, match="embedding_size: expected 24 or None, got 12"):
+        model_of(path)
 
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])

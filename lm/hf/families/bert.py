@@ -142,6 +142,8 @@ def read(f: Fields, task: Task) -> Bert:
     # Of the first release's own code, never read by transformers.
     f.ignore("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
     f.ignore("pooler_size_per_head", "pooler_type")
+    wide = f.config.get("hidden_size", 768)
+    f.expect("embedding_size", wide, None, why="an embedding of another width is ALBERT's or ELECTRA's")
     return Bert(
         **common(f, task),
         **base_sizes(f),

@@ -43,6 +43,10 @@ CARRIERS = COMMON | frozenset(
     + ["transformers.js_config"]
     # sentence-transformers' CrossEncoder: what it applies to the logits of a classifier after the model.
     + ["sentence_transformers", "sbert_ce_default_activation_function"]
+    # Pipelines with code of their own (Dolly); FARM's names of the model; distillations of BART and its conversion.
+    + "custom_pipelines name replacing_rate save_step student_decoder_layers student_encoder_layers".split()
+    # Whether there are biases, in classes that do not ask: the tensors tell, and each is accounted for.
+    + ["attention_bias", "mlp_bias"]
     # Settings of `generate` of which a search here has none, from before generation_config.json (transformers < 4.26).
     + "cache_implementation epsilon_cutoff eta_cutoff forced_decoder_ids guidance_scale max_time penalty_alpha".split()
 )
