@@ -93,38 +93,45 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("where", slow_but(["a generation_config.json that names none"], WHERE))
-def test_every_way_to_generate_stops_at_the_first_end_of_several(where, made, tmp_path, capsys):
+@pytest.mark.parametrize("where", WHERE)
+def test_the_ends_of_a_run_are_those_that_any_file_names(where, made, tmp_path):
+    folder = told(made, tmp_path / "folder", *WHERE[where](*made.ends))
+    convert.import_hf(folder, tmp_path / "run")
+    own = made.tokenizer.eos_token_id
+    assert set(lm.restore(tmp_path / "run").generator().end_ids) == {*made.ends, own}
+
+
+def test_every_way_to_generate_stops_at_the_first_end_of_several(made, tmp_path):
     early, never = made.ends
-    folder = told(made, tmp_path / "folder", *WHERE[where](early, never))
-    code, out, _ = command(capsys, "import-hf", folder, tmp_path / "run")
-    assert code == 0
+    folder = told(made, tmp_path / "folder", *WHERE["a generation_config.json that names none"](early, never))
+    convert.import_hf(folder, tmp_path / "run")
     run = lm.restore(tmp_path / "run")
     generator = run.generator()
-    assert {early, never} <= set(generator.end_ids)
     settings = {"max_new_tokens": NEW}
     greedy = Sampling(temperature=0.0, **settings)
     prompts = [generator.tokenizer.encode(prompt) for prompt in PROMPTS]
-    assert generator.tokens(prompts, greedy)[0] == made.written[: made.written.index(early)]
+    assert generator.tokens(prompts[:1], greedy) == [made.written[: made.written.index(early)]]
     text = generator(PROMPTS[:1], greedy)[0]
     assert "".join(generator.stream(PROMPTS[0], greedy)) == text
-    shown = "" if generator.reads else PROMPTS[0]
-    code, out, _ = command(
-        capsys, "generate", tmp_path / "run", PROMPTS[0], "--temperature", "0", "--max-new-tokens", str(NEW)
-    )
-    assert (code, out) == (0, f"{shown}{text}\n")
     ways = [greedy, Sampling(seed=4, temperature=2.0, **settings), BeamSearch(beams=3, **settings)]
     for how in ways:
-        for row in generator.tokens(prompts * 2, how):
+        for row in generator.tokens(prompts, how):
             assert not {early, never} & set(row)
 
 
-@pytest.mark.parametrize(
-    "where", slow_but(["config.json alone"], ["generation_config.json", "config.json alone", "both"])
-)
-def test_the_checking_face_stops_as_transformers_and_the_ends_come_back(where, made, tmp_path):
+@pytest.mark.slow
+def test_the_command_stops_there_too(made, tmp_path, capsys):
     early, never = made.ends
-    folder = told(made, tmp_path / "folder", *WHERE[where](early, never))
+    folder = told(made, tmp_path / "folder", *WHERE["generation_config.json"](early, never))
+    assert command(capsys, "import-hf", folder, tmp_path / "run")[0] == 0
+    how = ["--temperature", "0", "--max-new-tokens", str(NEW)]
+    code, out, _ = command(capsys, "generate", tmp_path / "run", PROMPTS[0], *how)
+    text = made.tokenizer.decode(made.written[: made.written.index(early)])
+    assert code == 0 and out.rstrip("\n").endswith(text) and len(out) < len(PROMPTS[0]) + len(text) + 3
+
+
+def test_the_checking_face_stops_as_transformers_and_the_ends_come_back(made, tmp_path):
+    folder = told(made, tmp_path / "folder", *WHERE["config.json alone"](*made.ends))
     kind = transformers.AutoModelForSeq2SeqLM if "t5" in str(made.folder) else transformers.AutoModelForCausalLM
     theirs, ours = kind.from_pretrained(folder).eval(), hf.load(folder)
     encoded = made.tokenizer(PROMPTS[0], return_tensors="np").input_ids

@@ -234,7 +234,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(file, folder, tmp_path):
 
 
 VALUES = (None, "x", "4", [], {}, -1, 0, True, 1.5, [1], {"a": 1}, [["x"]], float("nan"), float("inf"))
-OF_EVERY_KIND = ("llama yarn", "gpt_neo", "gemma3", "qwen3_moe", "bert sequence labels", "t5", "bart")
+OF_EVERY_KIND = ("gpt_neo", "qwen3_moe", "t5")
 
 
 @pytest.mark.parametrize("name", slow_but(["gpt_neo"], OF_EVERY_KIND))
