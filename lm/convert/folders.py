@@ -24,7 +24,6 @@ from lm.checkpoint import Checkpoints, Meta
 from lm.checkpoint.imported import ImportRecord
 from lm.config import Config, Resolved, Train
 from lm.convert import body
-from lm.convert.extras import copy_extras
 from lm.convert.ids import checked_ids
 from lm.convert.objective import objective_of, special_ids
 from lm.data import Data, SentencePieceTokenizer, Text
@@ -33,6 +32,7 @@ from lm.data.tokenizer.slow import SETTINGS, load_folder
 from lm.data.tokenizer.slow import export as export_tokenizer
 from lm.errors import UserError
 from lm.hf import export
+from lm.hf.extras import copy_extras
 from lm.hf.families import known
 from lm.hf.folder import CONFIG, GENERATION_CONFIG, Opened, open_folder, read_json
 from lm.hf.tensors.folder import open_tensors

@@ -15,7 +15,7 @@ from lm.hf.folder import CONFIG, GENERATION_CONFIG, Opened
 
 ROLES = ("bos", "eos", "pad")
 FED = ("pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
-OF_DECODER = FED[1:]
+OF_DECODER = (*FED[1:], "bos_token_id")  # of an encoder-decoder, the last where it names no start
 # What else names one id or several; none of them is read by a model.
 NAMED = ("bos_token_id", "eos_token_id")
 
@@ -38,6 +38,8 @@ def checked_ids(opened: Opened, tokenizer: HFTokenizer | None) -> tuple[str, ...
         _check_tokenizer(opened, tokenizer)
     for name in FED:
         _check_fed(opened, name, said[name])
+    if opened.model.family == "encoder_decoder" and not said["decoder_start_token_id"]:
+        _check_fed(opened, "bos_token_id", said["bos_token_id"])
     return (*_beyond(opened, said), *_disagreements(opened, said, tokenizer))
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from lm.errors import UserError
+from lm.hf.extras import copy_extras
 from lm.hf.face.model import DTYPES, HFModel
 from lm.hf.families import known, table
 from lm.hf.families.table import Slot
@@ -32,6 +33,11 @@ PROBLEMS = {"single_label": "single_label_classification", "multi_label": "multi
 
 def save(model: HFModel, folder: str | Path, *, overwrite: bool = False) -> None:
     """Writes a folder as the one `model` came from: each tensor in its own dtype, config and tokenizer as they were."""
+
+    def extra(target: Path) -> None:
+        copy_tokenizer(model.folder, target)
+        copy_extras(model.folder, target)
+
     write_model(
         folder,
         config=model.config,
@@ -40,7 +46,7 @@ def save(model: HFModel, folder: str | Path, *, overwrite: bool = False) -> None
         flat=paths(model.params),
         dtypes=model.stored_dtypes,
         unused=model.unused,
-        extra=lambda target: copy_tokenizer(model.folder, target),
+        extra=extra,
         overwrite=overwrite,
     )
 

@@ -161,8 +161,10 @@ def test_what_sentence_transformers_keeps_beside_a_model_comes_back(tmp_path):
     convert.export_hf(tmp_path / "run", tmp_path / "out")
     expected = {*EXTRAS, "config.json", "model.safetensors"}
     assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()} == expected
+    hf.save(hf.load(tmp_path / "gone"), tmp_path / "saved")
     for name in EXTRAS:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "gone" / name).read_bytes()
+        for path in ("out", "saved"):
+            assert (tmp_path / path / name).read_bytes() == (tmp_path / "gone" / name).read_bytes()
 
 
 def test_a_modules_file_that_is_none_is_no_matter(tmp_path):
