@@ -1,6 +1,7 @@
 """Special ids of a folder: what its JSON files and its tokenizer say of them is compared when it is imported.
 
-Refused is what a model would be fed and has no row for. What cannot hurt is told: see `checked_ids`.
+Refused is what a model would be fed and has no row for, and what a tokenizer beside it would make. What cannot hurt is
+told: see `checked_ids`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lm.hf.folder import CONFIG, GENERATION_CONFIG, Opened
 ROLES = ("bos", "eos", "pad")
 FED = ("pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 OF_DECODER = (*FED[1:], "bos_token_id")  # of an encoder-decoder, the last where it names no start
-# What else names one id or several; none of them is read by a model.
+# Never read by a model, but for a start of the decoder that bos names.
 NAMED = ("bos_token_id", "eos_token_id")
 
 
@@ -36,10 +37,10 @@ def checked_ids(opened: Opened, tokenizer: HFTokenizer | None) -> tuple[str, ...
     said = {name: _said(opened.folder, files, name) for name in (*FED, *NAMED)}
     if tokenizer is not None:
         _check_tokenizer(opened, tokenizer)
-    for name in FED:
-        _check_fed(opened, name, said[name])
-    if opened.model.family == "encoder_decoder" and not said["decoder_start_token_id"]:
-        _check_fed(opened, "bos_token_id", said["bos_token_id"])
+    named = NAMED if tokenizer is not None else ()  # whoever has a tokenizer means to use them
+    start = opened.model.family == "encoder_decoder" and not said["decoder_start_token_id"]
+    for name in dict.fromkeys((*FED, *named, *(("bos_token_id",) if start else ()))):
+        _check_fed(opened, name, said[name], tokenizer)
     return (*_beyond(opened, said), *_disagreements(opened, said, tokenizer))
 
 
@@ -73,19 +74,21 @@ def _check_tokenizer(opened: Opened, tokenizer: HFTokenizer) -> None:
     )
 
 
-def _check_fed(opened: Opened, name: str, said: list[Said]) -> None:
+def _check_fed(opened: Opened, name: str, said: list[Said], tokenizer: HFTokenizer | None) -> None:
     rows = _rows(opened, name)
+    own = None if tokenizer is None else tokenizer.ids.get(name.removesuffix("_token_id"))
     for file, ids in said:
         if max(ids) >= rows:
+            correct = "correct it" if own is None or own >= rows else f"correct it to {own}, that of the tokenizer"
             raise UserError(
                 f"{opened.folder / file}: {name}: expected an id below {rows}, the rows of the embedding, got "
-                f"{max(ids)}, which the model would be fed; correct it to the tokenizer's, or resize the embedding in "
-                "transformers (model.resize_token_embeddings) and save again"
+                f"{max(ids)}, which has none; {correct}, or resize the embedding in transformers "
+                "(model.resize_token_embeddings) and save again"
             )
 
 
 def _beyond(opened: Opened, said: Mapping[str, list[Said]]) -> Iterator[str]:
-    """Tells of ids that no model of this size draws, as toy models have them from the defaults of a larger one."""
+    """Tells of ids that no model of this size writes, as toy models have them from the defaults of a larger one."""
     rows = opened.model.vocab_size
     for name in NAMED:
         for file, ids in said[name]:

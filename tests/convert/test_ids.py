@@ -134,6 +134,18 @@ def test_an_id_that_would_be_fed_and_has_no_row_is_refused(name, file, fields, c
     assert f"{file}: {field}: expected an id below" in message and "resize" in message
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("field, value", [("eos_token_id", 400), ("eos_token_id", [0, 500]), ("bos_token_id", 320)])
+def test_an_end_or_start_without_a_row_is_refused_where_there_is_a_tokenizer(field, value, file, folder, tmp_path):
+    source = with_json(folder("llama"), tmp_path / "source", file, **{field: value})
+    own = SPELT["llama"][field.split("_")[0]]
+    i = transformers.AutoTokenizer.from_pretrained(source).convert_tokens_to_ids(own)
+    with pytest.raises(
+        UserError, match=f"{file}: {field}: expected an id below .*; correct it to {i}, that of"
+    ):
+        convert.import_hf(source, tmp_path / "run")
+
+
 def test_an_end_that_no_model_of_this_size_draws_is_told(cases, tmp_path):  # noqa: F811
     source = copied(cases.folder("gpt2"), tmp_path / "source", eos_token_id=50256)
     (source / "generation_config.json").unlink()
