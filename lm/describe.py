@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lm import codec
 from lm import config as configs
+from lm.checkpoint.imported import ImportRecord
 from lm.config import Resolved
 from lm.errors import UserError
 from lm.mesh import layout
@@ -46,6 +47,7 @@ def describe(target: str, overrides: Sequence[str] = (), n_devices: int | None =
     }
     if memory.ema:
         facts["  ema"] = _gib(memory.ema)
+    facts |= _imported(target)
     width = max(map(len, facts))
     return "\n".join(lines + [f"{k:<{width}}  {v}" for k, v in facts.items()])
 
@@ -60,6 +62,12 @@ def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
     if workdir.is_remote:
         raise UserError(f"{workdir}: expected the folder of a run, got no {workdir.config.name} there")
     return configs.resolve(target, overrides)
+
+
+def _imported(target: str) -> dict[str, str]:
+    """What the import of a model folder remembers; {} of anything else."""
+    workdir = Workdir.of(target)
+    return ImportRecord.read(workdir.imported).lines() if workdir.is_imported() else {}
 
 
 def _values(resolved: Resolved) -> list[str]:

@@ -13,6 +13,7 @@ from etils import epath
 
 from lm import config as configs
 from lm.checkpoint import Checkpoints, Meta
+from lm.checkpoint.imported import ImportRecord
 from lm.config import Config, Resolved
 from lm.data import BatchSchedule
 from lm.data.stream.batches import MAX_STEP
@@ -44,6 +45,11 @@ class Run:
     def config(self) -> Config:
         return self.resolved.config
 
+    def check_trained(self, what: str) -> None:
+        """Raises UserError for `what` where a part of the model is as it was made: that of an imported body."""
+        if self.imported is not None:
+            ImportRecord.read(self.imported).check_trained(what, self.imported.parent)
+
     def generator(self) -> Generator:
         """Writes text with this run's model, by the special ids of its objective or of the folder it came from."""
         from lm.generation import Generator
@@ -54,6 +60,7 @@ class Run:
             raise UserError(
                 f"generate: expected a decoder or an encoder-decoder of words, got {kind}; it writes no text"
             )
+        self.check_trained("generate")
         if self.tokenizer is None:
             raise UserError("generate: the imported folder had no tokenizer; import it again with one")
         make = functools.partial(
@@ -61,7 +68,7 @@ class Run:
         )
         reads = model.family == "encoder_decoder"
         if self.imported is not None:
-            search, start = _says(self.imported, self.config)
+            search, start = _says(self.imported, self.config, self.tokenizer)
             ends = search.eos_token_id
             start_id = start if reads else None
             # An id that ends a text is drawn whatever the padding is.
@@ -75,10 +82,11 @@ class Run:
         )
 
 
-def _says(folder: epath.Path, config: Config) -> tuple[Search, int]:
+def _says(folder: epath.Path, config: Config, tokenizer: HFTokenizer) -> tuple[Search, int]:
     """What the files of an imported model say: how it searches and what ends a text, and what a decoder over an encoder
-    reads first. Ids that they do not name are those of the objective, which an import fills in."""
-    from lm.generation.defaults import decoder_start, generation_defaults
+    reads first. A text ends at whatever a file or the tokenizer calls an end; ids that none of them names are those of
+    the objective, which an import fills in."""
+    from lm.generation.defaults import decoder_start, end_ids, generation_defaults
     from lm.hf.folder import CONFIG, GENERATION_CONFIG, read_json
 
     said = read_json(folder / CONFIG)
@@ -86,7 +94,8 @@ def _says(folder: epath.Path, config: Config) -> tuple[Search, int]:
     # A call says these itself: what the folder says of them must not matter.
     one = {"max_new_tokens": 1, "num_beams": 1, "num_return_sequences": 1, "do_sample": False}
     search = generation_defaults(said, generation, prompt_len=1, **one)
-    ends = tuple(i for i in search.eos_token_id if i < config.model.vocab_size) or (config.objective.start_id,)
+    ends = end_ids({"eos_token_id": search.eos_token_id}, generation, said, {"eos_token_id": tokenizer.ids["eos"]})
+    ends = tuple(i for i in ends if 0 <= i < config.model.vocab_size) or (config.objective.start_id,)
     start = decoder_start(said, generation)
     start = config.objective.decoder_start_id if start is None else start
     return dataclasses.replace(search, eos_token_id=ends), start

@@ -15,14 +15,23 @@ from lm.cli.surroundings import check_jax
     argument("folder", help="a folder with config.json and safetensors or pytorch_model.bin"),
     argument("workdir", help=f"{RUN}, to make"),
     OVERRIDES,
+    argument(
+        "--ignore-field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept this field of config.json, which nobody here knows; may be given again",
+    ),
 )
 def _import_hf(args: argparse.Namespace) -> int:
     from lm import compilation, convert
 
     check_jax()
     compilation.enable_cache()
-    imported = convert.import_hf(args.folder, args.workdir, args.overrides)
+    imported = convert.import_hf(args.folder, args.workdir, args.overrides, ignore_fields=args.ignore_field)
     print(imported)
+    for note in imported.notes:
+        print(f"note: {note}")
     settings = ["train.init_from", "data.tokenizer"] if imported.has_tokenizer else ["train.init_from"]
     go_on = " ".join(["lm train RECIPE --workdir NEW", *(f"{name}={args.workdir}" for name in settings)])
     print(f"in {args.workdir}; go on from it with: {go_on}")

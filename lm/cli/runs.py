@@ -77,6 +77,7 @@ def _eval(args: argparse.Namespace) -> int:
     check_jax()
     compilation.enable_cache()
     restored = run.restore(args.workdir, step=args.step, overrides=args.overrides)
+    restored.check_trained("eval")
     config.check_task(restored.config)
     corpus = open_corpus(restored.config.data)
     if restored.tokenizer is None or corpus.tokenizer.fingerprint != restored.tokenizer.fingerprint:

@@ -21,7 +21,10 @@ import numpy as np
 from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import Checkpoints, Meta
+from lm.checkpoint.imported import ImportRecord
 from lm.config import Config, Resolved, Train
+from lm.convert import body
+from lm.convert.ids import checked_ids
 from lm.convert.objective import objective_of, special_ids
 from lm.data import Data, SentencePieceTokenizer, Text
 from lm.data.tokenizer.huggingface import HFTokenizer
@@ -30,11 +33,12 @@ from lm.data.tokenizer.slow import export as export_tokenizer
 from lm.errors import UserError
 from lm.files import check_folder
 from lm.hf import export
+from lm.hf.extras import copy_extras
 from lm.hf.families import known
 from lm.hf.folder import CONFIG, GENERATION_CONFIG, Opened, open_folder, read_json
 from lm.hf.tensors.folder import open_tensors
 from lm.hf.tensors.write import write_folder, write_tensors
-from lm.hf.weights import read_params
+from lm.hf.weights import nested, read_params
 from lm.mesh import layout, make_mesh
 from lm.models import Model, Transformer
 from lm.nn.param import paths
@@ -46,13 +50,15 @@ from lm.workdir import Workdir, read_here, versions, write, written_here
 # In the folder `imported` of a run, beside the two JSON files of the model.
 DTYPES_FILE = "dtypes.json"  # of each tensor, by its name in the folder
 UNUSED = "unused"  # a folder of tensors
+BESIDE = "beside"  # a folder of files of other libraries
 FREE = ("compute", "capacity_factor")  # of a model: how it runs, not what its weights are
 VOCABULARIES = tuple(name for name in export.TOKENIZER_FILES if name not in SETTINGS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import did. seconds: until the weights were on the devices, without the checkpoint."""
+    """What an import did. seconds: until the weights were on the devices, without the checkpoint. notes: what the user
+    should know of the folder, a line each."""
 
     model: str
     parameters: int
@@ -60,6 +66,7 @@ class Imported:
     seconds: float
     mesh: str
     has_tokenizer: bool
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rate = self.n_bytes / self.seconds / 1e9
@@ -69,23 +76,35 @@ class Imported:
         )
 
 
-def import_hf(folder: str | Path, workdir: str | Path | Workdir, overrides: Sequence[str] = ()) -> Imported:
+def import_hf(
+    folder: str | Path,
+    workdir: str | Path | Workdir,
+    overrides: Sequence[str] = (),
+    *,
+    ignore_fields: Sequence[str] = (),
+) -> Imported:
     """Makes a run of a model folder, at step 0, with its weights on the mesh of all devices here.
 
     It is evaluated, generated from and exported as any run, and others start from it by `train.init_from=WORKDIR`.
     overrides: of the run's config, which says what the folder cannot: data, objective, mesh. Without a mesh among them
-    it is one that fits, as in `lm.restore`.
+    it is one that fits, as in `lm.restore`. ignore_fields: names of fields of config.json that are accepted though
+    nobody here knows them; the run remembers them.
     """
     workdir = Workdir.of(workdir)
     _check_new(workdir)
-    with open_folder(folder) as opened:
+    with open_folder(folder, ignore_fields) as opened:
         tokenizer = _tokenizer(opened.folder)
+        record = ImportRecord(
+            architecture=opened.config["architectures"][0],
+            untrained=body.untrained(opened),
+            ignored_fields=tuple(ignore_fields),
+            notes=(*checked_ids(opened, tokenizer), *body.note(opened), *map(_ignored, ignore_fields)),
+        )
         resolved = configs.resolved(config_for(opened, tokenizer), overrides)
-        _check_model(resolved.config.model, opened.model)
+        _check_model(resolved.config.model, body.headed(opened.model))
         setup = _setup(resolved)
-        shardings = {path: leaf.sharding for path, leaf in paths(setup.abstract_state.params).items()}
         began = time.perf_counter()
-        params = jax.block_until_ready(read_params(opened.slots, opened.shapes, opened.read, shardings))
+        params = jax.block_until_ready(_params(opened, setup, record.untrained))
         seconds = time.perf_counter() - began
         meta = Meta(
             config=resolved.to_json(),
@@ -97,6 +116,7 @@ def import_hf(folder: str | Path, workdir: str | Path | Workdir, overrides: Sequ
         with _made_whole(workdir) as target:
             with written_here(target.imported) as kept:  # before the checkpoint, without which a run in a store is none
                 _keep(opened, kept)
+                record.write(kept)
             with contextlib.closing(Checkpoints(target, resolved.config.checkpoint)) as checkpoints:
                 checkpoints.save_params(0, params, meta)
             write(target.config, resolved.to_json())
@@ -108,7 +128,19 @@ def import_hf(folder: str | Path, workdir: str | Path | Workdir, overrides: Sequ
             seconds=seconds,
             mesh=layout(setup.mesh.shape),
             has_tokenizer=tokenizer is not None,
+            notes=record.notes,
         )
+
+
+def _params(opened: Opened, setup: Setup, untrained: tuple[str, ...]) -> dict:
+    """The parameters of a run on its devices: those of the folder, and new ones where it has none."""
+    shardings = {path: leaf.sharding for path, leaf in paths(setup.abstract_state.params).items()}
+    read = read_params(body.read_slots(opened), opened.shapes, opened.read, shardings)
+    return nested(paths(read) | body.fresh(setup, untrained))
+
+
+def _ignored(name: str) -> str:
+    return f"{name} of config.json is ignored, as asked: the run computes as if it were not there"
 
 
 def export_hf(
@@ -132,19 +164,25 @@ def export_hf(
     if not workdir.is_remote and Path(workdir.path).resolve().is_relative_to(Path(folder).resolve()):
         raise UserError(f"{folder}: expected a folder of its own, got one around the run {workdir}; give another")
     run = runs.restore(workdir, step=step)
-    flat = paths(run.params)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    kept = _read_kept(workdir) if workdir.is_imported() else _made_here(run.config, shapes)
+    kept = _read_kept(workdir) if workdir.is_imported() else _made_here(run.config)
     kept = kept if dtype is None else kept.cast(dtype)
+    model = body.body_of(run.config.model, kept.config)
+
+    def extra(target: Path) -> None:
+        _write_tokenizer(run.tokenizer, target)
+        if workdir.is_imported():
+            with read_here(workdir.imported) as own:
+                copy_extras(own / BESIDE, target)
+
     export.write_model(
         folder,
         config=kept.config,
         generation=kept.generation,
-        slots=export.layout_of(run.config.model, shapes, kept.dtypes),
-        flat=flat,
+        slots=export.layout_of(model, body.shapes_of(model), kept.dtypes),
+        flat=paths(run.params),
         dtypes=kept.dtypes,
         unused=kept.unused,
-        extra=lambda target: _write_tokenizer(run.tokenizer, target),
+        extra=extra,
         overwrite=overwrite,
     )
     return kept.config["architectures"][0]
@@ -154,7 +192,7 @@ def config_for(opened: Opened, tokenizer: Any) -> Config:
     """The config of an imported run. Its data are a place to fill in: what it trains on is said by who trains it."""
     objective, seq_len = objective_of(opened, tokenizer)
     return Config(
-        model=opened.model,
+        model=body.headed(opened.model),
         data=Data(
             path=f"data/{opened.folder.resolve().name}",
             sources={"text": Text(glob="data/raw/*.txt")},
@@ -203,9 +241,12 @@ def _keep(opened: Opened, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(opened.config, indent=2))
     if opened.generation is not None:
         (folder / GENERATION_CONFIG).write_text(json.dumps(opened.generation, indent=2))
-    dtypes = {name: opened.tensors.info(opened.stored[name]).dtype.name for name in opened.slots}
+    ours = body.read_slots(opened)
+    dtypes = {name: opened.tensors.info(opened.stored[name]).dtype.name for name in ours}
     (folder / DTYPES_FILE).write_text(json.dumps(dtypes, indent=0))
-    if unused := opened.unused():
+    copy_extras(opened.folder, folder / BESIDE)
+    # A pooler too, which no head for words reads.
+    if unused := opened.unused() | {name: np.array(opened.read(name)) for name in opened.slots.keys() - ours.keys()}:
         write_tensors(folder / UNUSED, unused.items(), infos={n: (x.shape, x.dtype) for n, x in unused.items()})
 
 
@@ -220,7 +261,7 @@ def _read_kept(workdir: Workdir) -> _Kept:
         return _Kept(read_json(folder / CONFIG), generation, dtypes, unused)
 
 
-def _made_here(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> _Kept:
+def _made_here(config: Config) -> _Kept:
     """Makes a `_Kept` for a model that was trained here, from its config alone."""
     model, objective = config.model, config.objective
     ids = special_ids(objective)
@@ -230,7 +271,7 @@ def _made_here(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> _Kept:
     if isinstance(objective, CausalLM) and model.is_routed:
         more["router_aux_loss_coef"] = objective.router_balance
     float32 = np.dtype(np.float32)
-    dtypes = dict.fromkeys(export.layout_of(model, shapes), float32)
+    dtypes = dict.fromkeys(export.layout_of(model, body.shapes_of(model)), float32)
     unused = {name: np.zeros(shape, float32) for name, shape in known.of_model(model)[0].unused(model).items()}
     settings = None if model.family == "encoder" else ids
     return _Kept(export.config_of(model, "float32", more), settings, dtypes, unused)

@@ -32,7 +32,7 @@ def objective_of(opened: Opened, tokenizer: Any) -> tuple[Objective, int]:
     end, pad = known("eos", "sep"), known("pad")
     if model.family == "decoder":
         end = next(i for i in (end, known("bos"), 0) if i is not None)
-        if tokenizer is not None and not {tokenizer.ids["eos"], tokenizer.ids["sep"]} <= {None}:
+        if tokenizer is not None and tokenizer.end_id is not None:
             pad = tokenizer.pad_id
         pad = NO_PAD if pad is None or pad == end else pad
         stated = opened.config.get("router_aux_loss_coef")
@@ -96,9 +96,11 @@ class _Known:
     def __call__(self, *roles: str) -> int | None:
         """The first of `roles` that has an id within the vocabulary."""
         ids: Mapping[str, Any] = {} if self.tokenizer is None else self.tokenizer.ids
+        end = None if self.tokenizer is None else self.tokenizer.end_id
         for role in roles:
             name = f"{role}_token_id"
-            for value in (ids.get(role), self.opened.config.get(name), (self.opened.generation or {}).get(name)):
+            own = ids.get(role) if role != "eos" or ids.get("sep") is not None else end
+            for value in (own, self.opened.config.get(name), (self.opened.generation or {}).get(name)):
                 value = value[0] if isinstance(value, list) and value else value
                 if isinstance(value, int) and 0 <= value < self.opened.model.vocab_size:
                     return value

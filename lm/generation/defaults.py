@@ -51,6 +51,19 @@ def generation_defaults(
 
     UserError for an unknown argument, for do_sample=True, and for what a search cannot do.
     """
+    try:
+        return _search(config, generation_config, prompt_len, kwargs)
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError) as e:  # of a list or an object with other things in it
+        raise UserError(
+            f"generate: expected the settings of a search, got one of another kind ({e}); mend generation_config.json"
+        ) from e
+
+
+def _search(
+    config: dict[str, Any], generation_config: dict[str, Any] | None, prompt_len: int, kwargs: Mapping[str, Any]
+) -> Search:
     names = set(Search.__dataclass_fields__) | {"max_length", "do_sample", *_SAMPLING, *_OTHER}
     for name, value in kwargs.items():
         if name not in names:
@@ -78,11 +91,17 @@ def generation_defaults(
         given["max_new_tokens"] = max_length - prompt_len
     if "min_new_tokens" in given:
         given["min_length"] = 0
-    eos = given.get("eos_token_id", ())
-    given["eos_token_id"] = (eos,) if isinstance(eos, int) else tuple(eos)
+    given["eos_token_id"] = _ids("eos_token_id", given.get("eos_token_id"))
     # Without an end token no row is shorter than another, and nothing is padded.
     given.setdefault("pad_token_id", next(iter(given["eos_token_id"]), 0))
     return Search(**{name: _frozen(value) for name, value in given.items()})
+
+
+def end_ids(*sources: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Reads every end token that the files of a model name, in their order. `generate` of transformers knows those of
+    one file alone; what another calls an end is an end to who reads the text."""
+    named = (i for source in sources for i in _ids("eos_token_id", (source or {}).get("eos_token_id")))
+    return tuple(dict.fromkeys(named))
 
 
 def decoder_start(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> int | None:
@@ -90,6 +109,13 @@ def decoder_start(config: Mapping[str, Any], generation_config: Mapping[str, Any
     sources = (config if generation_config is None else generation_config, config)
     named = (source.get(name) for source in sources for name in ("decoder_start_token_id", "bos_token_id"))
     return next((i for i in named if i is not None), None)
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"generate.{name}: expected an id or a list of ids, got {value!r}")
+    return ids
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:

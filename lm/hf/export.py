@@ -12,14 +12,15 @@ import jax
 import numpy as np
 
 from lm.errors import UserError
+from lm.hf.extras import copy_extras
 from lm.hf.face.model import DTYPES, HFModel
 from lm.hf.families import known, table
 from lm.hf.families.table import Slot
 from lm.hf.folder import CONFIG, GENERATION_CONFIG
 from lm.hf.tensors.write import write_folder, write_tensors
 from lm.hf.weights import write_items
+from lm.models import Body, SequenceClassification
 from lm.models import Model as ModelConfig
-from lm.models import SequenceClassification
 from lm.models.tasks import Labels
 from lm.nn.param import paths
 
@@ -32,6 +33,11 @@ PROBLEMS = {"single_label": "single_label_classification", "multi_label": "multi
 
 def save(model: HFModel, folder: str | Path, *, overwrite: bool = False) -> None:
     """Writes a folder as the one `model` came from: each tensor in its own dtype, config and tokenizer as they were."""
+
+    def extra(target: Path) -> None:
+        copy_tokenizer(model.folder, target)
+        copy_extras(model.folder, target)
+
     write_model(
         folder,
         config=model.config,
@@ -40,7 +46,7 @@ def save(model: HFModel, folder: str | Path, *, overwrite: bool = False) -> None
         flat=paths(model.params),
         dtypes=model.stored_dtypes,
         unused=model.unused,
-        extra=lambda target: copy_tokenizer(model.folder, target),
+        extra=extra,
         overwrite=overwrite,
     )
 
@@ -106,8 +112,9 @@ def layout_of(
 ) -> dict[str, Slot]:
     """Says where the parameters of `model` go in a folder; names: of its tensors, if it is not the usual one."""
     family, _ = known.of_model(model)
+    bare = family.prefix if isinstance(model.task, Body) else ""
     for rows in (family.table, *family.other_tables):
-        slots = table.layout(rows(model), shapes)
+        slots = {n.removeprefix(bare): slot for n, slot in table.layout(rows(model), shapes).items()}
         if names is None or slots.keys() == set(names):
             return slots
     raise AssertionError(f"no layout of a {type(model).__name__} has the tensors {sorted(names or ())[:3]} ...")

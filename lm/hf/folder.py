@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,18 @@ from lm.hf.families.family import TASKS, Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Slot
 from lm.hf.tensors.folder import TensorFolder, open_tensors
-from lm.models import Model, SequenceClassification, Task
+from lm.models import Body, Model, SequenceClassification, Task
 from lm.models.base import abstract
 from lm.models.tasks import Labels, Problem
 from lm.nn.param import paths
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+# Of heads that files of a class without one hold all the same, as checkpoints of pre-training do: transformers reads
+# none of them either.
+HEADS = re.compile(
+    r"(cls|predictions|sop_classifier|lm_head|embed_out|score|classifier|qa_outputs|classification_head)\.|final_logits_bias$"
+)
 
 N_LABELS = {"bart": 3}  # where config.json says nothing; else 2
 
@@ -53,10 +59,22 @@ class Opened:
         """A tensor by its canonical name, as it is stored."""
         return self.tensors.read(self.stored[name])
 
+    def without_prefix(self) -> Opened:
+        """The names of tensors as a class without a head has them."""
+        bare = lambda names: {name.removeprefix(self.family.prefix): value for name, value in names.items()}
+        return dataclasses.replace(self, slots=bare(self.slots), stored=bare(self.stored))
+
     def unused(self) -> dict[str, np.ndarray]:
-        """The tensors that the class stores and never reads."""
+        """The tensors that the class stores and never reads. Of a class without a head all that are not its own are
+        among them, buffers and heads, so that its folder comes back whole."""
         # Copies: they outlive the folder.
-        return {name: np.array(self.read(name)) for name in self.family.unused(self.model) if name in self.stored}
+        names = self.family.unused(self.model)
+        if not isinstance(self.model.task, Body):
+            return {name: np.array(self.read(name)) for name in names if name in self.stored}
+        bare = [name.removeprefix(self.family.prefix) for name in names]
+        buffers = set(self.tensors.names()) - set(self.stored.values())
+        read = {name: np.array(self.read(name)) for name in bare if name in self.stored}
+        return read | {name: np.array(self.tensors.read(name)) for name in sorted(buffers)}
 
 
 class _Stored(Mapping):
@@ -76,15 +94,20 @@ class _Stored(Mapping):
 
 
 @contextlib.contextmanager
-def open_folder(folder: str | Path) -> Iterator[Opened]:
-    """The folder of a model, checked: the config's fields, and names and shapes of all tensors."""
+def open_folder(folder: str | Path, ignore_fields: Collection[str] = ()) -> Iterator[Opened]:
+    """The folder of a model, checked: the config's fields, and names and shapes of all tensors. ignore_fields: names of
+    fields that are accepted though nobody here knows them."""
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     family, ending = known.of_config(config, str(folder / CONFIG))
-    task = read_task(config, TASKS[ending], str(folder / CONFIG))
     with open_tensors(folder) as tensors:
         stored = _canonical(tensors, family, folder)
-        fields = Fields(config, str(folder / CONFIG), _Stored(tensors, stored))
+        task = read_task(config, TASKS[ending], str(folder / CONFIG))
+        if isinstance(task, Body):
+            stored = {name: actual for name, actual in stored.items() if not HEADS.match(name)}
+            pooler = any(re.search(r"(^|\.)pooler\.", name) for name in stored)
+            task = Body(pooler=pooler, encoder_only=ending == "EncoderModel")
+        fields = Fields(config, str(folder / CONFIG), _Stored(tensors, stored), ignore_fields)
         model = read_model(family, fields, task)
         shapes = {path: tuple(leaf.shape) for path, leaf in paths(abstract(model).params).items()}
         others = {*family.unused(model), *family.spare(model)}
@@ -101,7 +124,8 @@ def open_folder(folder: str | Path) -> Iterator[Opened]:
                     "others; the folder is not of this class or was damaged"
                 )
         generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None
-        yield Opened(folder, config, generation, family, model, shapes, slots, stored, tensors)
+        opened = Opened(folder, config, generation, family, model, shapes, slots, stored, tensors)
+        yield opened.without_prefix() if isinstance(task, Body) else opened
 
 
 def read_model(family: Family, fields: Fields, task: Task) -> Model:
@@ -112,15 +136,23 @@ def read_model(family: Family, fields: Fields, task: Task) -> Model:
         if str(e).startswith(fields.where):
             raise
         raise UserError(f"{fields.where}: {e}") from e
+    except (TypeError, ValueError, LookupError, AttributeError) as e:  # of a list or an object with other things in it
+        kind = fields.config.get("model_type")
+        raise UserError(
+            f"{fields.where}: expected the fields of a {kind}, got one of another kind ({e}); take the config.json "
+            "that belongs to the weights"
+        ) from e
     fields.done()
     return model
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected the folder of a Hugging Face model") from None
+    except OSError as e:
+        raise UserError(f"{path}: expected a file that can be read, got {e.strerror or e}; mend that") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: expected JSON, got something else ({e}); download it again") from None
     if not isinstance(value, dict):
@@ -134,10 +166,12 @@ def read_task(config: Mapping[str, Any], kind: type[Task], where: str) -> Task:
         return kind()
     labels, n = config.get("id2label"), config.get("num_labels")
     if labels is not None:
+        if not isinstance(labels, dict | list):
+            raise UserError(f"{where}: id2label: expected an object of names, got {labels!r}")
         n = len(labels)  # the names win, as in transformers
     elif n is None:
         n = N_LABELS.get(config["model_type"], 2)
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UserError(f"{where}: num_labels: expected a positive number, got {n!r}")
     if not issubclass(kind, SequenceClassification):
         return kind(n_labels=n)

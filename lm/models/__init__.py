@@ -17,6 +17,7 @@ from lm.models.qwen import Qwen2, Qwen3, Qwen3Moe
 from lm.models.roberta import Roberta
 from lm.models.t5 import T5
 from lm.models.tasks import (
+    Body,
     LanguageModeling,
     MaskedLMAndPair,
     MaskedLMAndReplaced,
@@ -37,6 +38,7 @@ __all__ = [
     "Architecture",
     "Bart",
     "Bert",
+    "Body",
     "Compute",
     "Electra",
     "GPTNeo",

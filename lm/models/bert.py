@@ -15,6 +15,7 @@ from lm.errors import UserError, positive
 from lm.models.base import Architecture, Model
 from lm.models.encoder import Encoder
 from lm.models.tasks import (
+    Body,
     LanguageModeling,
     MaskedLMAndPair,
     QuestionAnswering,
@@ -99,6 +100,8 @@ class Bert(Model):
                 return {"labeler": linear(n, dropout=self.label_dropout)}
             case QuestionAnswering():
                 return {"labeler": linear(2, dropout=0.0)}
+            case Body(pooler=pooler):
+                return {"pooler": self.pooler(rngs)} if pooler else {}
         known = "LanguageModeling, MaskedLMAndPair, SequenceClassification, TokenClassification or QuestionAnswering"
         raise UserError(f"model.task: expected {known} for an encoder, got {type(self.task).__name__}")
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from lm.errors import UserError
 from lm.models.base import Model, Output
-from lm.models.tasks import Labels, LanguageModeling, QuestionAnswering, SequenceClassification
+from lm.models.tasks import Body, Labels, LanguageModeling, QuestionAnswering, SequenceClassification
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, head_fn, tie
@@ -25,18 +25,20 @@ from lm.nn.stack import Stack
 
 
 class Decoder(nnx.Module):
-    """Embedding, layers run by `stack`, final norm and head.
+    """Embedding, layers run by `stack`, final norm, and the head of a task that has one.
 
     layers, dense_layers: the stack's blocks 0 and 1. ropes: the rotations that its layers choose from. project_in,
     project_out: between the width of the embedding and that of the layers (OPT 350M).
     """
+
+    head: Head | LinearHead
 
     def __init__(
         self,
         embed: Embed,
         stack: Stack,
         layers: AnyBlock,
-        head: Head | LinearHead,
+        head: Head | LinearHead | None,
         *,
         head_dim: int,
         norm: nnx.Module | None = None,
@@ -48,8 +50,8 @@ class Decoder(nnx.Module):
         dropout: float = 0.0,
     ):
         tie(head, embed)
-        self.embed, self.stack, self.layers, self.head = embed, stack, layers, head
-        attach(self, norm=norm, dense_layers=dense_layers, positions=positions)
+        self.embed, self.stack, self.layers = embed, stack, layers
+        attach(self, head=head, norm=norm, dense_layers=dense_layers, positions=positions)
         attach(self, project_in=project_in, project_out=project_out)
         self.ropes, self.head_dim, self.dropout = ropes, head_dim, dropout
 
@@ -134,6 +136,8 @@ def task_head(model: Model, width: int, *, tied: bool, rngs: nnx.Rngs, init: Ini
         )
     if isinstance(task, QuestionAnswering):
         return LinearHead(width, 2, rngs=rngs, init=init, dropout=0.0)
+    if isinstance(task, Body):
+        return None
     raise UserError(
         f"model.task: expected LanguageModeling, SequenceClassification, TokenClassification "
         f"or QuestionAnswering for a decoder, got {type(task).__name__}"

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from lm.errors import UserError
 from lm.models.base import Model, Output
 from lm.models.encoder import attended
-from lm.models.tasks import LanguageModeling, QuestionAnswering, SequenceClassification, TokenClassification
+from lm.models.tasks import Body, LanguageModeling, QuestionAnswering, SequenceClassification, TokenClassification
 from lm.nn.block import AnyBlock, Context
 from lm.nn.dropout import dropout, split_key
 from lm.nn.embed import Embed, Head, head_fn, tie
@@ -220,9 +220,9 @@ class EncoderDecoder(nnx.Module):
 
 
 def task_labeler(model: Model, *, rngs: nnx.Rngs, init: Init) -> LinearHead | DenseHead | None:
-    """The labeler of an encoder-decoder for `model.task`: none where that is words."""
+    """The labeler of an encoder-decoder for `model.task`: none where that is words, or none."""
     task = model.task
-    if isinstance(task, LanguageModeling):
+    if isinstance(task, LanguageModeling | Body):
         return None
     if isinstance(task, SequenceClassification):
         return DenseHead(model.d_model, task.n_labels, rngs=rngs, init=init, dropout=0.0)

@@ -13,7 +13,7 @@ from flax import nnx
 from lm.errors import positive
 from lm.models.base import Architecture, Model
 from lm.models.encoder_decoder import EncoderDecoder, Side, task_labeler
-from lm.models.tasks import LanguageModeling, TokenClassification
+from lm.models.tasks import Body, LanguageModeling, TokenClassification
 from lm.nn.activation import ACTIVATIONS, ActivationName
 from lm.nn.attention import Attention, Heads, Inits, Scores
 from lm.nn.block import Block
@@ -58,6 +58,11 @@ class T5(Model):
     def __post_init__(self):
         super().__post_init__()
         positive("model", self, "d_ff", "head_dim", "n_encoder_layers", "relative_buckets", "relative_max_distance")
+
+    @property
+    def has_decoder(self) -> bool:
+        """Tokens are labelled by the encoder alone (T5ForTokenClassification of transformers)."""
+        return not isinstance(self.task, TokenClassification) and self.task != Body(encoder_only=True)
 
     @property
     def kv_shape(self) -> tuple[int, int]:
@@ -135,12 +140,7 @@ class T5(Model):
             )
 
         encoder = self.side(rngs, n_layers=self.n_encoder_layers or self.n_layers, decoder=False)
-        # Tokens are labelled by the encoder alone (T5ForTokenClassification of transformers).
-        decoder = (
-            None
-            if isinstance(self.task, TokenClassification)
-            else self.side(rngs, n_layers=self.n_layers, decoder=True)
-        )
+        decoder = self.side(rngs, n_layers=self.n_layers, decoder=True) if self.has_decoder else None
         return EncoderDecoder(
             embed,
             encoder,

@@ -22,6 +22,17 @@ class LanguageModeling(Task):
     """Tokens: the next one (decoders), those that are masked (encoders), the other text (encoder-decoders)."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Body(Task):
+    """Nothing: hidden states are what is asked for (BertModel, LlamaModel ... of Hugging Face).
+
+    pooler: of the first token, in encoders that have one. encoder_only: of an encoder-decoder without its decoder.
+    """
+
+    pooler: bool = False
+    encoder_only: bool = False
+
+
 @formerly("WordsAndPair")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLMAndPair(Task):

@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,6 +41,20 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 COUNTED = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece"}
 
 
+class Beside(NamedTuple):
+    """What is known of a tokenizer from elsewhere than its files.
+
+    named_only: no token is added that only the class names. Tokenizers stored by older versions were read with them.
+    end: what ends a text by the model's own JSON files: it ends documents where the tokenizer names no end.
+    """
+
+    named_only: bool = False
+    end: int | None = None
+
+
+FILES_ALONE = Beside()
+
+
 class Encoded(NamedTuple):
     """ids, and for each the number of the text it came from (BERT's token type ids), both of one length."""
 
@@ -57,8 +72,15 @@ class HFTokenizer:
     vocab_size: int
     ids: dict[str, int | None]
 
-    def __init__(self, files: Mapping[str, bytes], *, name: str = "tokenizer", literal: bool = False):
-        self._files, self._name, self.literal = dict(files), name, literal
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        name: str = "tokenizer",
+        literal: bool = False,
+        beside: Beside = FILES_ALONE,
+    ):
+        self._files, self._name, self.literal, self._beside = dict(files), name, literal, beside
         self.config: dict[str, Any] = parse_json(files, "tokenizer_config.json", name)
         self._specials = read_specials(files, name)
         self._open()
@@ -67,10 +89,17 @@ class HFTokenizer:
         self.fingerprint: str = hashlib.sha256(self.to_bytes()).hexdigest()
 
     @property
+    def end_id(self) -> int | None:
+        """What ends a text: the class's eos, for BERT [SEP], else what the model's JSON files name; None: nothing."""
+        own = (self.ids[role] for role in ("eos", "sep"))
+        return next((i for i in own if i is not None), self._beside.end)
+
+    @property
     def eos_id(self) -> int:
-        """What ends a document: the class's eos, for BERT [SEP]. UserError where there is neither, or where text makes
-        it."""
+        """What ends a document: see `end_id`. UserError where there is none, or where text makes it."""
         role = next((role for role in ("eos", "sep") if self.ids[role] is not None), None)
+        if role is None and self._beside.end is not None:
+            return self._not_made_of_text("eos_token_id of config.json", self._beside.end)
         if role is None:
             there = ", ".join(repr(token) for token in self._special_tokens()[:9]) or "no special token"
             raise UserError(
@@ -87,12 +116,15 @@ class HFTokenizer:
         return NO_PAD if pad is None or pad in (self.ids["unk"], self.eos_id) else self._never_text("pad")
 
     def _never_text(self, role: str) -> int:
-        token, i = self._specials.named[f"{role}_token"].content, self.ids[role]
+        i = self.ids[role]
         assert i is not None, role
+        return self._not_made_of_text(f"{role}_token", i)
+
+    def _not_made_of_text(self, what: str, i: int) -> int:
         if self.literal and i in self._made_of_text:
             raise UserError(
-                f"{self._name}: expected {role}_token to be a token that no text makes, got {token!r}, which text that "
-                f"spells it makes; name another in tokenizer_config.json"
+                f"{self._name}: expected {what} to be a token that no text makes, got {self._piece(i)!r}, which text "
+                "that spells it makes; name another in tokenizer_config.json"
             )
         return i
 
@@ -101,7 +133,7 @@ class HFTokenizer:
 
     def _open(self) -> None:
         try:
-            self._tok = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
+            self._tok = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"].removeprefix(BOM_UTF8))
         except Exception as e:
             raise UserError(
                 f"{self._name}/tokenizer.json: expected a tokenizer of the tokenizers library, got something else "
@@ -109,9 +141,14 @@ class HFTokenizer:
             ) from None
         self._tok.no_truncation()  # a tokenizer.json may bring both, and documents would be cut
         self._tok.no_padding()
+        if self._beside.named_only:
+            named = self._specials.within(lambda token: self._id(token) is not None)
+            self._beside = self._beside._replace(named_only=named.named.keys() != self._specials.named.keys())
+            self._specials = named
         add_specials(self._tok, self._specials, self._name)
         self._tok.encode_special_tokens = bool(self.config.get("split_special_tokens", False))
         self._made_of_text: set[int | None] = set()
+        self._find_end()
         if self.literal:
             specials = self._special_tokens()
             read_as_text(self._tok, specials)
@@ -127,6 +164,16 @@ class HFTokenizer:
             language = self.config.get("tgt_lang") or self.config.get("src_lang") or "en_XX"
             self._target_end = self._id(language)
 
+    def _find_end(self) -> None:
+        """Keeps the end that the model's files name where the tokenizer's own name none, and has it there. Documents
+        do not have it inside, marked as special or not."""
+        named, end = self._specials.named, self._beside.end
+        token = None if end is None or {"eos_token", "sep_token"} & named.keys() else self._tok.id_to_token(end)
+        if token is None:
+            self._beside = self._beside._replace(end=None)
+        elif self.literal:
+            self._tok.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+
     def _id(self, token: str) -> int | None:
         return self._tok.token_to_id(token)
 
@@ -138,11 +185,12 @@ class HFTokenizer:
             if tree["format"] != FORMAT:
                 raise KeyError(tree["format"])
             files = {n: f["text"].encode() if "text" in f else base64.b64decode(f["base64"]) for n, f in tree["files"]}
+            beside = Beside(**tree.get("beside", {}))
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
                 f"{name}: expected {FORMAT} as JSON, got {len(data)} other bytes ({e!r}); load the folder again"
             ) from None
-        return open_files(files, name, literal)
+        return open_files(files, name, literal, beside)
 
     def to_bytes(self) -> bytes:
         """JSON of every file, from which `from_bytes` makes the same tokenizer."""
@@ -154,7 +202,9 @@ class HFTokenizer:
                 return {"base64": base64.b64encode(content).decode()}
 
         files = [[name, entry(content)] for name, content in sorted(self._files.items())]
-        return json.dumps({"format": FORMAT, "files": files}, ensure_ascii=False).encode()
+        # Only where it says something: the bytes of other tokenizers stay as they were.
+        beside = {} if self._beside == FILES_ALONE else {"beside": self._beside._asdict()}
+        return json.dumps({"format": FORMAT, "files": files} | beside, ensure_ascii=False).encode()
 
     def __reduce__(self):
         return HFTokenizer.from_bytes, (self.to_bytes(), self._name, self.literal)
@@ -237,7 +287,7 @@ class HFTokenizer:
         Exact for byte-level BPE. Exact for SentencePiece in the normalised text, to which many models add one space in
         front. Approximate for WordPiece, whose normaliser drops spaces, case and accents: bytes of the piece less `##`.
         """
-        decoder = json.loads(self._files["tokenizer.json"])["decoder"] or {}
+        decoder = json.loads(self._files["tokenizer.json"]).get("decoder") or {}
         steps = decoder.get("decoders", [decoder])
         kinds = {step.get("type") for step in steps}
         if not kinds <= COUNTED:
@@ -269,6 +319,7 @@ class MarianTokenizer(HFTokenizer):
     def _open(self) -> None:
         if self.config.get("separate_vocabs", False):
             raise UserError(f"{self._name}: expected one vocabulary, got separate_vocabs; use a model that shares it")
+        self._beside = FILES_ALONE  # the class needs all of its tokens
         self._vocab: dict[str, int] = parse_json(self._files, "vocab.json", self._name)
         self._tokens = {i: token for token, i in self._vocab.items()}
         self._special = {t.content for t in (*self._specials.named.values(), *self._specials.extra)}
@@ -336,7 +387,9 @@ class MarianTokenizer(HFTokenizer):
         return np.array([0 if t in self._special else len(t.replace(SPACE, " ").encode()) for t in tokens], np.int32)
 
 
-def open_files(files: Mapping[str, bytes], name: str = "tokenizer", literal: bool = False) -> HFTokenizer:
+def open_files(
+    files: Mapping[str, bytes], name: str = "tokenizer", literal: bool = False, beside: Beside = FILES_ALONE
+) -> HFTokenizer:
     """The tokenizer of a complete set of files, by what they are called."""
     marian = "tokenizer.json" not in files and "source.spm" in files
-    return (MarianTokenizer if marian else HFTokenizer)(files, name=name, literal=literal)
+    return (MarianTokenizer if marian else HFTokenizer)(files, name=name, literal=literal, beside=beside)

@@ -10,6 +10,7 @@ from lm.checkpoint.meta import latest_meta
 from lm.data.folder import TOKENIZER_SETTINGS
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.huggingface import FORMAT, open_files
+from lm.data.tokenizer.implied import beside
 from lm.data.tokenizer.sentencepiece import SentencePieceTokenizer
 from lm.data.tokenizer.slow import SETTINGS, from_bytes, load_folder
 from lm.errors import UserError
@@ -82,7 +83,7 @@ def _of_files(at: Workdir) -> Tokenizer:
     if data.startswith(b'{"format": "%s"' % FORMAT.encode()):
         return from_bytes(data, str(path), literal=True)
     settings = {name: path.with_name(name).read_bytes() for name in SETTINGS if path.with_name(name).is_file()}
-    return open_files({"tokenizer.json": data, **settings}, str(path.parent), literal=True)
+    return open_files({"tokenizer.json": data, **settings}, str(path.parent), literal=True, beside=beside(path.parent))
 
 
 def _of_run(run: Workdir) -> Tokenizer:

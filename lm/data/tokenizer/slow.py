@@ -20,6 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from lm.data.tokenizer.huggingface import HFTokenizer, open_files
+from lm.data.tokenizer.implied import beside, implied_class
 from lm.data.tokenizer.sentencepiece import SentencePieceTokenizer
 from lm.data.tokenizer.specials import SPACE, add_specials, check_ids, class_of, parse_json, read_specials
 from lm.errors import UserError
@@ -28,14 +29,6 @@ SPM_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 BPE_FILES, MARIAN_FILES = ("vocab.json", "merges.txt"), ("source.spm", "target.spm", "vocab.json")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 FILES = ("tokenizer.json", *MARIAN_FILES, "merges.txt", "vocab.txt", *SPM_FILES, *SETTINGS)
-MODEL_TYPES = {
-    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "opt", "codegen", "phi"), "GPT2Tokenizer"),
-    **dict.fromkeys(("bart", "roberta", "roberta-prelayernorm", "longformer"), "RobertaTokenizer"),
-    **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
-    **dict.fromkeys(("t5", "mt5"), "T5Tokenizer"),
-    **{"albert": "AlbertTokenizer", "llama": "LlamaTokenizer", "mbart": "MBartTokenizer", "marian": "MarianTokenizer"},
-    "xlm-roberta": "XLMRobertaTokenizer",
-}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's piece types
 MBART_LANGUAGES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
@@ -88,7 +81,8 @@ def load_folder(folder: str | Path, *, literal: bool = False) -> HFTokenizer:
     `lm.data.tokenizer.huggingface`.
 
     The class is tokenizer_config.json's `tokenizer_class`, else what config.json's `tokenizer_class` or `model_type`
-    stands for. UserError when files are missing or broken, ids have holes, or the class cannot be built exactly.
+    stands for. No token is added that only the class names, beside a tokenizer.json. UserError when files are missing
+    or broken, ids have holes, or the class cannot be built exactly.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,10 +91,7 @@ def load_folder(folder: str | Path, *, literal: bool = False) -> HFTokenizer:
     where = str(folder)
     config = parse_json(files, "tokenizer_config.json", where)
     if not config.get("tokenizer_class"):
-        model = {"config.json": (folder / "config.json").read_bytes()} if (folder / "config.json").is_file() else {}
-        settings = parse_json(model, "config.json", where)
-        name = settings.get("tokenizer_class") or MODEL_TYPES.get(settings.get("model_type", ""))
-        config["tokenizer_class"] = name or "PreTrainedTokenizerFast"
+        config["tokenizer_class"] = implied_class(folder, whole="tokenizer.json" in files)
         files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     source = TokenizerFiles(files, config, where)
     if "tokenizer.json" not in files:
@@ -115,7 +106,7 @@ def load_folder(folder: str | Path, *, literal: bool = False) -> HFTokenizer:
                 raise source.absent((" and ".join(MARIAN_FILES),))
         else:
             files["tokenizer.json"] = build(source).to_str(pretty=True).encode()
-    return open_files(files, where, literal)
+    return open_files(files, where, literal, beside(folder))
 
 
 def from_bytes(data: bytes, name: str = "tokenizer", *, literal: bool = False) -> SentencePieceTokenizer | HFTokenizer:
@@ -141,11 +132,19 @@ def build(source: TokenizerFiles) -> tokenizers.Tokenizer:
         raise
     except Exception as e:  # the library's own class for every mistake
         raise UserError(f"{source.where}: expected the vocabulary of a {name}, got one that is refused ({e})") from None
-    specials = read_specials(source.files, source.where)
+    specials = read_specials(source.files, source.where).within(lambda token: tokenizer.token_to_id(token) is not None)
     specials.extra.extend(family.extra(source))
     add_specials(tokenizer, specials, source.where)
-    named = {key.removesuffix("_token"): token.content for key, token in specials.named.items()}
-    single, pair = family.wrap(source, lambda role: named[role])
+
+    def named(role: str) -> str:
+        if f"{role}_token" not in specials.named:
+            raise UserError(
+                f"{source.where}: expected the {role}_token of a {name} in its vocabulary, got none; name it in "
+                "tokenizer_config.json"
+            )
+        return specials.named[f"{role}_token"].content
+
+    single, pair = family.wrap(source, named)
     used = {piece.rpartition(":")[0] for piece in pair if not piece.startswith("$")}
     ids = [(token, tokenizer.token_to_id(token)) for token in sorted(used)]
     if unknown := [token for token, i in ids if i is None]:

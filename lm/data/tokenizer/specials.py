@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -36,11 +36,17 @@ SPACE = "▁"  # U+2581, SentencePiece's spelling of a space
 
 class Specials(NamedTuple):
     """Who is special. named: role or `x_token` key to token. extra: other special tokens. placed: tokens that have an
-    id already."""
+    id already. implied: those of `named` that the class alone names, and no file."""
 
     named: dict[str, AddedToken]
     extra: list[AddedToken]
     placed: dict[int, AddedToken]
+    implied: frozenset[str] = frozenset()
+
+    def within(self, has: Callable[[str], bool]) -> Specials:
+        """Drops what the class alone names and the vocabulary does not have: a token of that name was never trained."""
+        absent = {key for key in self.implied if not has(self.named[key].content)}
+        return self._replace(named={key: token for key, token in self.named.items() if key not in absent})
 
     def missing(self, have: set[str]) -> Iterator[AddedToken]:
         for token in (*self.named.values(), *self.extra):
@@ -62,34 +68,55 @@ def parse_json(files: Mapping[str, bytes], file: str, where: str) -> dict[str, A
 
 def class_of(config: Mapping[str, Any]) -> str:
     """tokenizer_class without the `Fast` that transformers 5 dropped."""
-    return (config.get("tokenizer_class") or "PreTrainedTokenizerFast").removesuffix("Fast")
+    return str(config.get("tokenizer_class") or "PreTrainedTokenizerFast").removesuffix("Fast")
 
 
 def read_specials(files: Mapping[str, bytes], where: str) -> Specials:
     """Reads who is special, as transformers 5: the class, then tokenizer_config.json; and where that has no
     `added_tokens_decoder`, special_tokens_map.json over it and added_tokens.json."""
     config = parse_json(files, "tokenizer_config.json", where)
-    entries = {f"{role}_token": token for role, token in CLASS_ROLES.get(class_of(config), {}).items()} | config
-    placed = {int(i): _added(t, where) for i, t in config.get("added_tokens_decoder", {}).items()}
-    if "added_tokens_decoder" not in config:
-        entries |= parse_json(files, "special_tokens_map.json", where)
+    told: dict[str, Any] = dict(config)
+    listed = config.get("added_tokens_decoder")  # null where a tool wrote none
+    if listed is None:
+        told |= parse_json(files, "special_tokens_map.json", where)
+    if not isinstance(listed, dict | None):
+        raise UserError(
+            f"{where}: added_tokens_decoder: expected an object, got {listed!r}; mend tokenizer_config.json"
+        )
+    placed = {i: _added(t, where) for i, t in _by_id((listed or {}).items(), "tokenizer_config.json", where)}
     # Transformers 5's name, then the older one.
-    extra = entries.get("extra_special_tokens") or entries.get("additional_special_tokens") or []
+    extra = told.get("extra_special_tokens") or told.get("additional_special_tokens") or []
     if isinstance(extra, dict):
-        entries, extra = entries | extra, []
-    named = {key: value for key, value in entries.items() if key.endswith("_token") and isinstance(value, (str, dict))}
+        told, extra = told | extra, []
+    if not isinstance(extra, list):
+        raise UserError(f"{where}: expected a list of additional_special_tokens, got {extra!r}; mend the JSON")
+    defaults = {f"{role}_token": token for role, token in CLASS_ROLES.get(class_of(config), {}).items()}
+    named = {key: value for key, value in (defaults | told).items() if key.endswith("_token")}
+    named = {key: value for key, value in named.items() if isinstance(value, (str, dict))}
     specials = Specials(
-        {key: _added(value, where) for key, value in named.items()}, [_added(t, where) for t in extra], placed
+        {key: _added(value, where) for key, value in named.items()},
+        [_added(t, where) for t in extra],
+        placed,
+        frozenset(defaults.keys() & named.keys() - told.keys()),
     )
     special = {t.content for t in (*specials.named.values(), *specials.extra)}
-    if "added_tokens_decoder" not in config:
-        for text, i in parse_json(files, "added_tokens.json", where).items():
-            placed[int(i)] = AddedToken(text, special=text in special, normalized=text not in special)
+    if listed is None:
+        added = parse_json(files, "added_tokens.json", where)
+        for i, text in _by_id(((i, text) for text, i in added.items()), "added_tokens.json", where):
+            placed[i] = AddedToken(text, special=text in special, normalized=text not in special)
     by_content = {t.content: t for t in placed.values()}
     for key, token in specials.named.items():
         specials.named[key] = by_content.get(token.content, token)
         specials.named[key].special = True
     return specials
+
+
+def _by_id(tokens: Iterable[tuple[Any, Any]], file: str, where: str) -> Iterator[tuple[int, Any]]:
+    """(id, token) with ids as numbers, which JSON writes as text where they are keys."""
+    for i, token in tokens:
+        if not str(i).isdecimal():
+            raise UserError(f"{where}/{file}: {token!r}: expected the id of an added token, got {i!r}; mend the JSON")
+        yield int(i), token
 
 
 def _added(token: Any, where: str) -> AddedToken:

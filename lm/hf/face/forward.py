@@ -14,6 +14,7 @@ from lm.hf.face import losses
 from lm.hf.face.inputs import PAIR_LABELS
 from lm.hf.families.family import Family
 from lm.models import (
+    Body,
     LanguageModeling,
     MaskedLMAndPair,
     Model,
@@ -63,6 +64,8 @@ def _decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
         router = module(ids, dtype=dtype, positions=positions, mask=seen, valid=mask).router
     # Of transformers' the last is behind the final norm.
     out: dict[str, Any] = {"hidden_states": (*x.states[:-1], x.hidden)}
+    if isinstance(model.task, Body):
+        return out | {"last_hidden_state": x.hidden}
     if isinstance(model.task, LanguageModeling):
         out["logits"] = module.logits(x.hidden)
         if "labels" in inputs:
@@ -92,6 +95,9 @@ def _encoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
     x = module(ids, dtype=dtype, positions=positions, token_types=types, valid=mask, record=True)
     out: dict[str, Any] = {"hidden_states": (*x.states[:-1], x.hidden)}
     match model.task:
+        case Body(pooler=pooler):
+            out |= {"last_hidden_state": x.hidden}
+            out |= {"pooler_output": module.pooled(x.hidden)} if pooler else {}
         case LanguageModeling():
             out["logits"] = module.logits(x.hidden)
             if "labels" in inputs:
@@ -111,15 +117,18 @@ def _encoder(module, model: Model, family: Family, config, inputs: Inputs, dtype
 
 def _encoder_decoder(module, model: Model, family: Family, config, inputs: Inputs, dtype) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], _mask(inputs)
-    if isinstance(model.task, TokenClassification):  # of the encoder alone
+    if isinstance(model.task, TokenClassification) or model.task == Body(encoder_only=True):
         x = module.encode(ids, dtype=dtype, valid=mask, record=True)
         states = (*x.states[:-1], x.hidden)
+        if isinstance(model.task, Body):
+            return {"hidden_states": states, "last_hidden_state": x.hidden}
         return {"hidden_states": states} | _tokens_or_spans(module.labels(x.hidden), model, inputs)
     targets = inputs.get("decoder_input_ids")
     if targets is None:
         words = isinstance(model.task, LanguageModeling) and "labels" in inputs
-        if isinstance(model.task, LanguageModeling) and not words and not family.shifts_inputs:
-            raise UserError("decoder_input_ids: expected them, or labels to shift, got neither")
+        if isinstance(model.task, LanguageModeling | Body) and not words and not family.shifts_inputs:
+            labels = "" if isinstance(model.task, Body) else ", or labels to shift, got neither"
+            raise UserError(f"decoder_input_ids: expected them{labels}; pass what the decoder has read")
         targets = shift_right(inputs["labels"] if words else ids, config, wrap=family.wraps_last)
     own = None
     if "decoder_attention_mask" in inputs:
@@ -132,6 +141,8 @@ def _encoder_decoder(module, model: Model, family: Family, config, inputs: Input
         "encoder_hidden_states": (*x.memory_states[:-1], x.memory),
         "encoder_last_hidden_state": x.memory,
     }
+    if isinstance(model.task, Body):
+        return out | {"last_hidden_state": x.hidden}
     if isinstance(model.task, LanguageModeling):
         out["logits"] = module.logits(x.hidden)
         if "labels" in inputs:

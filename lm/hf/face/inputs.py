@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from lm.errors import UserError, did_you_mean
 from lm.hf.face.losses import IGNORED
 from lm.hf.families.family import Family
-from lm.models import LanguageModeling, MaskedLMAndPair, Model, QuestionAnswering, SequenceClassification
+from lm.models import Body, LanguageModeling, MaskedLMAndPair, Model, QuestionAnswering, SequenceClassification
 
 # The label of a sentence pair, and the logits for it, by class.
 PAIR_LABELS = {
@@ -28,7 +28,10 @@ PAIR_LABELS = {
 def arguments(model: Model, config: Mapping[str, Any]) -> set[str]:
     """What the class can be called with."""
     names = {"input_ids", "attention_mask"}
-    names |= {"start_positions", "end_positions"} if isinstance(model.task, QuestionAnswering) else {"labels"}
+    if isinstance(model.task, QuestionAnswering):
+        names |= {"start_positions", "end_positions"}
+    elif not isinstance(model.task, Body):
+        names.add("labels")
     if isinstance(model.task, MaskedLMAndPair):
         names.add(PAIR_LABELS[config["model_type"]][0])
     match model.family:
@@ -37,7 +40,8 @@ def arguments(model: Model, config: Mapping[str, Any]) -> set[str]:
         case "encoder":
             return names | {"position_ids", "token_type_ids"}
         case _:
-            return names | {"decoder_input_ids", "decoder_attention_mask"}
+            alone = model.task == Body(encoder_only=True)
+            return names if alone else names | {"decoder_input_ids", "decoder_attention_mask"}
 
 
 def read_inputs(

@@ -6,7 +6,7 @@ made in full float32, so that differences are those of the models and not of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +176,12 @@ class HFModel:
         return out["loss"], out
 
 
-def load(folder: str | Path, dtype: str = "float32") -> HFModel:
-    """The model in a folder as transformers writes it and the hub holds it, on one device; `dtype`: of the compute."""
+def load(folder: str | Path, dtype: str = "float32", *, ignore_fields: Collection[str] = ()) -> HFModel:
+    """The model in a folder as transformers writes it and the hub holds it, on one device. dtype: of the compute.
+    ignore_fields: names of fields of config.json that are accepted though nobody here knows them."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    with open_folder(folder) as opened:
+    with open_folder(folder, ignore_fields) as opened:
         params = read_params(opened.slots, opened.shapes, opened.read, one_device(opened.shapes))
         return HFModel(opened, params, dtype)
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from lm.hf.families.bert import common, common_fields, embeddings, linear, modern, word_aliases, word_head, word_unused
+from lm.hf.families.bert import (
+    common,
+    common_fields,
+    embeddings,
+    has_pooler,
+    linear,
+    modern,
+    word_aliases,
+    word_head,
+    word_unused,
+)
 from lm.hf.families.family import Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Map
@@ -78,7 +88,7 @@ def layers(m: Albert) -> list[Map]:
 def table(m: Albert) -> list[Map]:
     rows = embeddings("albert.embeddings.") + linear("project", "albert.encoder.embedding_hidden_mapping_in")
     rows += layers(m)
-    if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)):
+    if has_pooler(m):
         rows += linear("pooler.dense", "albert.pooler")
     match m.task:
         case LanguageModeling() | MaskedLMAndPair():
@@ -94,7 +104,7 @@ def table(m: Albert) -> list[Map]:
 def spare(m: Albert) -> list[str]:
     """Names tensors to leave out: published files are of the class for pre-training, while their config.json names that
     for masked words; and files of earlier releases have the pooler in every class."""
-    parts = [] if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) else ["albert.pooler"]
+    parts = [] if has_pooler(m) else ["albert.pooler"]
     parts += ["sop_classifier.classifier"] if isinstance(m.task, LanguageModeling) else []
     return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
@@ -102,6 +112,7 @@ def spare(m: Albert) -> list[str]:
 ALBERT_FAMILY = Family(
     model_types=("albert",),
     classes={
+        "AlbertModel": "Model",
         "AlbertForPreTraining": "ForPreTraining",
         "AlbertForMaskedLM": "ForMaskedLM",
         "AlbertForSequenceClassification": "ForSequenceClassification",
@@ -116,4 +127,5 @@ ALBERT_FAMILY = Family(
     ignore=(r"albert\.embeddings\.position_ids",),
     unused=lambda m: word_unused(m, BIAS),
     spare=spare,
+    prefix="albert.",
 )

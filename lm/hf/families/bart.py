@@ -65,7 +65,7 @@ def unused(m: Bart) -> Mapping[str, tuple[int, ...]]:
 
 
 def classes(name: str) -> dict[str, str]:
-    ends = ("ForConditionalGeneration", "ForSequenceClassification", "ForQuestionAnswering")
+    ends = ("Model", "ForConditionalGeneration", "ForSequenceClassification", "ForQuestionAnswering")
     return {f"{name}{end}": end for end in ends}
 
 
@@ -80,6 +80,7 @@ BART_FAMILY = Family(
     ignore=(VERSION,),
     unused=unused,
     shifts_inputs=True,
+    prefix="model.",
 )
 MBART_FAMILY = Family(
     model_types=("mbart",),
@@ -92,5 +93,6 @@ MBART_FAMILY = Family(
     ignore=(VERSION,),
     unused=unused,
     shifts_inputs=True,
+    prefix="model.",
     wraps_last=True,
 )

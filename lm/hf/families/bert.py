@@ -10,6 +10,7 @@ from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.table import Alias, Map
 from lm.models import (
     Bert,
+    Body,
     LanguageModeling,
     MaskedLMAndPair,
     QuestionAnswering,
@@ -46,7 +47,7 @@ def base_sizes(f: Fields) -> dict[str, Any]:
         "n_heads": f.take("num_attention_heads", default=12),
         "d_ff": f.take("intermediate_size", default=3072),
         "activation": f.activation("hidden_act", default="gelu"),
-        "classifier_dropout": f.take("classifier_dropout", default=None),
+        "classifier_dropout": f.take("classifier_dropout", default=None, kind=float),
     }
 
 
@@ -127,6 +128,10 @@ def word_unused(m: Bert, bias: str) -> dict[str, tuple[int, ...]]:
     return {} if m.tied or not isinstance(m.task, (LanguageModeling, MaskedLMAndPair)) else {bias: (m.vocab_size,)}
 
 
+def has_pooler(m: Bert) -> bool:
+    return isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) or m.task == Body(pooler=True)
+
+
 def modern(name: str, prefix: str, parts: str = "embeddings|encoder|pooler") -> str:
     """Today's name of a tensor: TensorFlow's names of a norm's parameters and files of a base model are older."""
     name = re.sub(r"(LayerNorm)\.gamma$", r"\1.weight", re.sub(r"(LayerNorm)\.beta$", r"\1.bias", name))
@@ -137,6 +142,8 @@ def read(f: Fields, task: Task) -> Bert:
     # Of the first release's own code, never read by transformers.
     f.ignore("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
     f.ignore("pooler_size_per_head", "pooler_type")
+    wide = f.config.get("hidden_size", 768)
+    f.expect("embedding_size", wide, None, why="an embedding of another width is ALBERT's or ELECTRA's")
     return Bert(
         **common(f, task),
         **base_sizes(f),
@@ -151,7 +158,7 @@ def write(m: Bert) -> dict[str, Any]:
 
 def table(m: Bert) -> list[Map]:
     rows = embeddings("bert.embeddings.") + layers("bert.encoder.layer.{}.")
-    if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)):
+    if has_pooler(m):
         rows += linear("pooler.dense", "bert.pooler.dense")
     match m.task:
         case LanguageModeling() | MaskedLMAndPair():
@@ -169,7 +176,7 @@ def table(m: Bert) -> list[Map]:
 def spare(m: Bert) -> list[str]:
     """Names tensors to leave out: published files are of the class for pre-training, while their config.json names that
     for masked words; and files of earlier releases have the pooler in every class."""
-    parts = [] if isinstance(m.task, (MaskedLMAndPair, SequenceClassification)) else ["bert.pooler.dense"]
+    parts = [] if has_pooler(m) else ["bert.pooler.dense"]
     parts += ["cls.seq_relationship"] if isinstance(m.task, LanguageModeling) else []
     return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
@@ -177,6 +184,7 @@ def spare(m: Bert) -> list[str]:
 BERT_FAMILY = Family(
     model_types=("bert",),
     classes={
+        "BertModel": "Model",
         "BertForPreTraining": "ForPreTraining",
         "BertForMaskedLM": "ForMaskedLM",
         "BertForSequenceClassification": "ForSequenceClassification",
@@ -191,4 +199,5 @@ BERT_FAMILY = Family(
     ignore=(r"bert\.embeddings\.position_ids",),
     unused=lambda m: word_unused(m, BIAS),
     spare=spare,
+    prefix="bert.",
 )

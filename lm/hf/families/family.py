@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Alias, Map
 from lm.models import (
+    Body,
     LanguageModeling,
     MaskedLMAndPair,
     Model,
@@ -32,6 +33,8 @@ TASKS: dict[str, type[Task]] = {
     "ForSequenceClassification": SequenceClassification,
     "ForTokenClassification": TokenClassification,
     "ForQuestionAnswering": QuestionAnswering,
+    "Model": Body,
+    "EncoderModel": Body,
 }
 
 
@@ -59,6 +62,7 @@ class Family:
         from `position_ids` and the model, where ours count from another place. shifts_inputs: without labels, the
         decoder reads the encoder's ids, shifted; wraps_last: behind the last of them instead of a start token.
     unused: tensors that the class stores and never reads (name -> shape): carried along as they are.
+    prefix: of the names of tensors, which the class without a head leaves out (BertModel).
     spare: tensors that published files have besides those of the class that their config.json names, as parts of the
         model that was pre-trained: left out.
     """
@@ -78,3 +82,4 @@ class Family:
     given_positions: Callable[[jax.Array, Any], jax.Array] = lambda positions, model: positions
     shifts_inputs: bool = False
     wraps_last: bool = False
+    prefix: str = ""

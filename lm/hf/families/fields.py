@@ -1,36 +1,24 @@
 """config.json of a Hugging Face folder, in the spelling of transformers 5 and in older ones; every field accounted for.
 
-A field is taken, known to say nothing about the numbers, or refused: a default in its place would be a wrong model.
+A field is taken, known to say nothing about the numbers (see `carriers`), accepted by the user by its name, or refused:
+a default in its place would be a wrong model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lm.errors import UserError, did_you_mean
-from lm.nn.rope import DynamicScaling, LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
+from lm.hf.families import carriers
+from lm.hf.families.rope import Leftover, read_rope
+from lm.nn.rope import Rope
 
 REQUIRED: Any = object()  # None may be a default
-
-# Say how a model is run, trained or generated from, not what it computes. Task and ids are read elsewhere.
-COMMON = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _name_or_path _num_labels add_cross_attention architectures
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id gradient_checkpointing id2label initializer_factor is_decoder is_encoder_decoder label2id
-    language length_penalty max_length max_new_tokens min_length model_type no_repeat_ngram_size normalize_before
-    normalize_embedding num_beam_groups num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states output_past output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
-    torchscript transformers_version typical_p use_bfloat16 use_cache vocab_size_or_config_json_file
-    """.split()
-)
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -53,26 +41,36 @@ TYPES: dict[type, tuple[type | tuple[type, ...], str]] = {
     bool: ((bool, int), "true or false"),
     str: (str, "a name"),
     list: (list, "a list"),
+    tuple: (list, "a list"),
     dict: (dict, "an object"),
 }
+LISTED = 8  # names of fields in an error
 
 
 class Fields:
-    """The fields of one config.json; `where` begins every error. stored: the tensors beside it, by name."""
+    """The fields of one config.json; `where` begins every error. stored: the tensors beside it, by name. ignored: names
+    of fields, within an object as `rope_parameters.x`, that are accepted though nobody here knows them."""
 
-    def __init__(self, config: Mapping[str, Any], where: str, stored: Mapping[str, np.ndarray]):
-        self.config, self.where, self.stored = dict(config), where, stored
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        where: str,
+        stored: Mapping[str, np.ndarray],
+        ignored: Collection[str] = (),
+    ):
+        self.config, self.where, self.stored, self.ignored = dict(config), where, stored, tuple(ignored)
         self._taken: set[str] = set()
+        self._left: list[Leftover] = []
 
-    def take(self, *names: str, default: Any = REQUIRED) -> Any:
+    def take(self, *names: str, default: Any = REQUIRED, kind: type | None = None) -> Any:
         """The first of `names` that is there and not null, else `default`. All of them count as taken.
 
-        It must be of the default's type; an integer where there is none.
+        It must be of `kind`, which is the default's type; an integer where there is none, or it is None.
         """
         self._taken |= set(names)
         for name in names:
             if self.config.get(name) is not None:
-                self._check_type(name, int if default is REQUIRED else type(default))
+                self._check_type(name, kind or _kind(default))
                 return self.config[name]
         if default is REQUIRED:
             raise UserError(
@@ -82,15 +80,21 @@ class Fields:
         return default
 
     def _check_type(self, name: str, kind: type) -> None:
-        value = self.config[name]
-        if kind in TYPES and not isinstance(value, TYPES[kind][0]):
-            raise UserError(f"{self.where}: {name}: expected {TYPES[kind][1]}, got {value!r}")
+        value: Any = self.config[name]
+        if kind not in TYPES:
+            return
+        expected, words = TYPES[kind]
+        number = kind in (int, float)
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if not isinstance(value, expected) or infinite or (number and isinstance(value, bool)):
+            quotes = "; write it without quotes" if isinstance(value, str) and (number or kind is bool) else ""
+            raise UserError(f"{self.where}: {name}: expected {words}, got {value!r}{quotes}")
 
-    def given(self, name: str, *, default: Any) -> Any:
+    def given(self, name: str, *, default: Any, kind: type | None = None) -> Any:
         """The field as it is there, null too, else `default`: of fields where null is a value."""
         self._taken.add(name)
         if self.config.get(name) is not None:
-            self._check_type(name, type(default))
+            self._check_type(name, kind or _kind(default))
         return self.config.get(name, default)
 
     def windowed(self, n_layers: int, *, default: Sequence[bool]) -> tuple[bool, ...]:
@@ -98,9 +102,9 @@ class Fields:
 
         default: of all layers, where the field is not there.
         """
-        kinds = self.take("layer_types", default=None)
+        kinds = self.take("layer_types", default=None, kind=list)
         known = {"sliding_attention": True, "full_attention": False}
-        if kinds is not None and (len(kinds) != n_layers or not set(kinds) <= set(known)):
+        if kinds is not None and (len(kinds) != n_layers or not all(kind in known for kind in kinds)):
             raise UserError(
                 f"{self.where}: layer_types: expected {' or '.join(known)} for each of {n_layers} layers, got {kinds}; "
                 "other kinds of layers are not supported"
@@ -143,115 +147,65 @@ class Fields:
         """Rotary positions: `rope_parameters` of transformers 5 (`key`: the part of one layer type), or the older
         rope_theta, rope_scaling, partial_rotary_factor, rotary_pct and rotary_emb_base. theta, fraction: the family's
         defaults."""
-        rope = self.take("rope_parameters", default={})
-        rope = rope.get(key, rope) if key is not None else rope
-        old = self.take("rope_scaling", default={})
+        rope, old, at = self.take("rope_parameters", default={}), self.take("rope_scaling", default={}), ""
+        if key is not None and key in rope:
+            rope, at = self._object(f"rope_parameters.{key}", rope[key]), f".{key}"
         return self.rope_of(
-            dict(rope or old),
+            rope or old,
+            f"rope_parameters{at}" if rope or not old else "rope_scaling",
             theta=self.take("rope_theta", "rotary_emb_base", default=theta),
             fraction=self.take("partial_rotary_factor", "rotary_pct", default=fraction),
         )
 
-    def rope_of(self, rope: dict[str, Any], *, theta: float, fraction: float) -> Rope:
-        """Reads rotary positions from one dict of parameters."""
-        theta = float(rope.pop("rope_theta", theta))
-        fraction = float(rope.pop("partial_rotary_factor", fraction))
-        kind, old_kind = rope.pop("rope_type", None), rope.pop("type", None)
-        kind = kind or old_kind or "default"
-        kind = "linear" if kind == "default" and "factor" in rope else kind
-        scaling = None if kind == "default" else self._scaling(kind, rope)
-        rope.pop("original_max_position_embeddings", None)
-        if rope:
-            name = sorted(rope)[0]
-            raise UserError(f"{self.where}: rope_parameters.{name}: rope type {kind!r} has no such field")
-        return Rope(theta=theta, fraction=fraction, scaling=scaling)
-
-    def _scaling(self, kind: str, rope: dict[str, Any]) -> Scaling:
+    def rope_of(self, rope: Any, at: str, *, theta: float, fraction: float) -> Rope:
+        """Reads rotary positions from one dict of parameters, whose place in config.json is `at`."""
         longest = self.config.get("max_position_embeddings")
-        original = rope.get("original_max_position_embeddings") or longest
+        found = read_rope(self._object(at, rope), f"{self.where}: {at}", theta, fraction, longest)
+        self._left += [left._replace(name=f"{at}.{left.name}") for left in found.left]
+        return found.rope
 
-        def number(name: str, default: Any = REQUIRED) -> float:
-            value = rope.pop(name, None)
-            if value is None and default is REQUIRED:
-                raise UserError(f"{self.where}: rope_parameters.{name}: expected a number for rope type {kind!r}")
-            return default if value is None else value
-
-        if kind == "linear":
-            return LinearScaling(factor=float(number("factor")))
-        if kind == "dynamic":
-            return DynamicScaling(factor=float(number("factor")), max_positions=int(original or 0))
-        if kind == "llama3":
-            return Llama3Scaling(
-                factor=float(number("factor")),
-                low_freq_factor=float(number("low_freq_factor")),
-                high_freq_factor=float(number("high_freq_factor")),
-                original_max_positions=int(original or 0),
-            )
-        if kind == "yarn":
-            optional = {n: number(n, None) for n in ("attention_factor", "mscale", "mscale_all_dim")}
-            return YarnScaling(
-                factor=float(number("factor")),
-                original_max_positions=int(original or 0),
-                beta_fast=float(number("beta_fast", 32.0)),
-                beta_slow=float(number("beta_slow", 1.0)),
-                truncate=bool(rope.pop("truncate", True)),
-                **{n: None if v is None else float(v) for n, v in optional.items()},
-            )
-        known = ("default", "linear", "dynamic", "llama3", "yarn")
-        raise UserError(
-            f"{self.where}: rope_type: expected one of {', '.join(known)}, got {kind!r}{did_you_mean(kind, known)}"
-        )
+    def _object(self, name: str, value: Any) -> dict[str, Any]:
+        """A copy of an object within the config; null is an empty one."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise UserError(f"{self.where}: {name}: expected an object, got {value!r}")
+        return dict(value)
 
     def done(self) -> None:
-        """Refuses what was not taken: a field that may change the numbers."""
+        """Refuses what was not taken: a field that may change the numbers. And a name to ignore that stands for no such
+        field."""
         if self.config.get("quantization_config") is not None:
             raise UserError(
                 f"{self.where}: quantization_config: quantized weights are not supported; take the full ones"
             )
-        unknown = sorted(self.config.keys() - self._taken - COMMON)
-        if unknown:
-            guess = did_you_mean(unknown[0], self._taken)
-            more = f" (and {', '.join(unknown[1:4])})" if unknown[1:] else ""
+        for name, values in carriers.INERT.items():
+            self.expect(name, *values, None, why="a model that says so computes something else")
+        left = [Leftover(n, self.config[n], "") for n in carriers.unknown(self.config, self._taken)]
+        left += [field for field in self._left if field.name not in {x.name for x in left}]
+        for name in self.ignored:
+            if name not in {field.name for field in left}:
+                got = "one that is read" if name in self.config else "none of that name"
+                raise UserError(
+                    f"{self.where}: --ignore-field {name}: expected a field that would be refused, got {got}"
+                    f"{_near(name, [field.name for field in left])}; leave the option out"
+                )
+        refused = list(dict.fromkeys(field for field in left if field.name not in self.ignored))
+        if refused:
+            first, names = refused[0], [field.name for field in refused]
+            more = f" (and {', '.join(names[1:LISTED])})" if names[1:] else ""
+            options = " ".join(f"--ignore-field {name}" for name in names[:LISTED])
             raise UserError(
-                f"{self.where}: unknown field {unknown[0]!r} = {self.config[unknown[0]]!r}{more}{guess}; a "
-                f"{self.config.get('model_type')} with it may compute something else, so it is refused"
+                f"{self.where}: unknown field {first.name!r} = {first.value!r}{first.why}{more}"
+                f"{_near(first.name, self._taken)}; a {self.config.get('model_type')} with it may compute something "
+                f"else, so it is refused; if you know that it does not: {options} (ignore_fields in Python)"
             )
 
 
-def rope_parameters(rope: Rope) -> dict[str, Any]:
-    """The inverse of `Fields.rope`, in the spelling of transformers 5."""
-    out: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
-    if rope.fraction != 1.0:
-        out["partial_rotary_factor"] = rope.fraction
-    s = rope.scaling
-    if isinstance(s, LinearScaling):
-        out |= {"rope_type": "linear", "factor": s.factor}
-    elif isinstance(s, DynamicScaling):
-        out |= {"rope_type": "dynamic", "factor": s.factor}
-    elif isinstance(s, Llama3Scaling):
-        out |= {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_max_positions,
-        }
-    elif isinstance(s, YarnScaling):
-        out |= {
-            "rope_type": "yarn",
-            "factor": s.factor,
-            "original_max_position_embeddings": s.original_max_positions,
-            "beta_fast": s.beta_fast,
-            "beta_slow": s.beta_slow,
-            "truncate": s.truncate,
-        }
-        optional = {"attention_factor": s.attention_factor, "mscale": s.mscale, "mscale_all_dim": s.mscale_all_dim}
-        out |= {name: value for name, value in optional.items() if value is not None}
-    else:
-        assert s is None, s
-    return out
+def _kind(default: Any) -> type:
+    return int if default is REQUIRED or default is None else type(default)
 
 
-def max_positions(rope: Rope) -> dict[str, int]:
-    """max_position_embeddings, where the scaling depends on it."""
-    return {"max_position_embeddings": rope.scaling.max_positions} if isinstance(rope.scaling, DynamicScaling) else {}
+def _near(name: str, known: Collection[str]) -> str:
+    """`; did you mean 'x'?`, and nothing where no name is near."""
+    return did_you_mean(name, known) if difflib.get_close_matches(name, known, n=1, cutoff=0.6) else ""

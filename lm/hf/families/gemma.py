@@ -6,7 +6,7 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.hf.families.family import Family
-from lm.hf.families.fields import Fields, rope_parameters
+from lm.hf.families.fields import Fields
 from lm.hf.families.llama import (
     ROTARY_BUFFERS,
     aliases,
@@ -17,9 +17,11 @@ from lm.hf.families.llama import (
     ends,
     feed_forward,
     norms,
+    rename,
 )
 from lm.hf.families.mistral import refuse_biases
 from lm.hf.families.qwen import head_norms, layer_types
+from lm.hf.families.rope import rope_parameters
 from lm.hf.families.table import Map
 from lm.models import Gemma, Gemma2, Gemma3, Task
 from lm.nn.rope import Rope
@@ -54,7 +56,7 @@ def read_gemma3(f: Fields, task: Task) -> Gemma3:
         **shared | {"activation": f.activation("hidden_activation", default=TANH)},
         local_rope=_local_rope(f),
         query_pre_attn_scalar=float(f.take("query_pre_attn_scalar", default=256.0)),
-        logits_softcap=f.given("final_logit_softcapping", default=None),
+        logits_softcap=f.given("final_logit_softcapping", default=None, kind=float),
         **_windows(f, pattern=pattern),
     )
 
@@ -85,7 +87,7 @@ def _windows(f: Fields, *, pattern: int) -> dict[str, Any]:
 def _local_rope(f: Fields) -> Rope:
     parts = f.take("rope_parameters", default={})
     theta = f.take("rope_local_base_freq", default=10_000.0)
-    return f.rope_of(dict(parts.get("sliding_attention") or {}), theta=theta, fraction=1.0)
+    return f.rope_of(parts.get("sliding_attention"), "rope_parameters.sliding_attention", theta=theta, fraction=1.0)
 
 
 def write_gemma(m: Gemma) -> dict[str, Any]:
@@ -141,7 +143,9 @@ def _layers(m: Gemma) -> list[Map]:
 
 
 def _classes(name: str) -> dict[str, str]:
-    return {f"{name}{end}": end for end in ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification")}
+    return {
+        f"{name}{end}": end for end in ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
+    }
 
 
 GEMMA_FAMILY = Family(
@@ -151,6 +155,8 @@ GEMMA_FAMILY = Family(
     write=write_gemma,
     table=table_gemma,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )
 GEMMA2_FAMILY = Family(
@@ -160,11 +166,14 @@ GEMMA2_FAMILY = Family(
     write=write_gemma2,
     table=table_gemma2,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )
 GEMMA3_FAMILY = Family(
     model_types=("gemma3_text",),
     classes={
+        "Gemma3TextModel": "Model",
         "Gemma3ForCausalLM": "ForCausalLM",
         "Gemma3TextForSequenceClassification": "ForSequenceClassification",
     },
@@ -172,5 +181,7 @@ GEMMA3_FAMILY = Family(
     write=write_gemma3,
     table=table_gemma3,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )

@@ -98,6 +98,7 @@ def rename(name: str) -> str:
 GPT2_FAMILY = Family(
     model_types=("gpt2",),
     classes={
+        "GPT2Model": "Model",
         "GPT2LMHeadModel": "LMHeadModel",
         "GPT2ForSequenceClassification": "ForSequenceClassification",
         "GPT2ForTokenClassification": "ForTokenClassification",
@@ -108,5 +109,6 @@ GPT2_FAMILY = Family(
     table=table,
     aliases=aliases,
     rename=rename,
+    prefix="transformer.",
     ignore=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
 )

@@ -10,7 +10,15 @@ from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.llama import classes
 from lm.hf.families.table import Alias, Map
-from lm.models import GPTNeo, LanguageModeling, QuestionAnswering, SequenceClassification, Task, TokenClassification
+from lm.models import (
+    Body,
+    GPTNeo,
+    LanguageModeling,
+    QuestionAnswering,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 
 HEAD, EMBED = "lm_head.weight", "transformer.wte.weight"
 KINDS = {"global": False, "local": True}
@@ -105,6 +113,8 @@ def layer_norm(ours: str, theirs: str) -> list[Map]:
 def head(m: Any, words: str) -> list[Map]:
     """The head of the model's task; words: its name where it is one of tokens."""
     match m.task:
+        case Body():
+            return []
         case LanguageModeling():
             return [] if m.tied else [Map("head.table", words)]
         case SequenceClassification():
@@ -132,5 +142,6 @@ GPT_NEO_FAMILY = Family(
     table=table,
     aliases=aliases,
     rename=rename,
+    prefix="transformer.",
     ignore=(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)",),
 )

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 from lm.hf.families.family import Family
-from lm.hf.families.fields import ACTIVATION_NAMES, Fields, max_positions, rope_parameters
+from lm.hf.families.fields import ACTIVATION_NAMES, Fields
 from lm.hf.families.gpt_neo import head, layer_norm, linear
 from lm.hf.families.llama import classes
+from lm.hf.families.rope import max_positions, rope_parameters
 from lm.hf.families.table import Alias, Map
 from lm.models import GPTNeoX, LanguageModeling, Task
 
@@ -93,5 +94,6 @@ GPT_NEOX_FAMILY = Family(
     table=table,
     aliases=aliases,
     rename=rename,
+    prefix="gpt_neox.",
     ignore=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )

@@ -52,17 +52,20 @@ def of_config(config: Mapping[str, Any], where: str) -> tuple[Family, str]:
     """(family, the end of the class name that says the task) of a config.json."""
     by_type = {t: family for family in FAMILIES.values() for t in family.model_types}
     kind = config.get("model_type")
-    if kind not in by_type:
+    if not isinstance(kind, str) or kind not in by_type:
         known = ", ".join(sorted(by_type))
         guess = did_you_mean(str(kind), by_type)
         raise UserError(f"{where}: model_type: expected one of {known}, got {kind!r}{guess}; others are not supported")
     family = by_type[kind]
-    names = config.get("architectures") or []
-    if len(names) != 1 or names[0] not in family.classes:
-        got = ", ".join(map(str, names)) or "none"
-        known, guess = ", ".join(family.classes), did_you_mean(got, family.classes)
-        raise UserError(f"{where}: architectures: expected one of {known} for model_type {kind!r}, got {got}{guess}")
-    return family, family.classes[names[0]]
+    match config.get("architectures"):
+        case [str(name)] if name in family.classes:
+            return family, family.classes[name]
+        case list(names):
+            got = ", ".join(map(str, names)) or "none"
+        case other:
+            got = "none" if other is None else repr(other)
+    known, guess = ", ".join(family.classes), did_you_mean(got, family.classes)
+    raise UserError(f"{where}: architectures: expected one of {known} for model_type {kind!r}, got {got}{guess}")
 
 
 def of_model(model: models.Model) -> tuple[Family, str]:

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from lm.hf.families.family import Family
-from lm.hf.families.fields import ACTIVATION_NAMES, Fields, max_positions, rope_parameters
+from lm.hf.families.fields import ACTIVATION_NAMES, Fields
+from lm.hf.families.rope import max_positions, rope_parameters
 from lm.hf.families.table import Alias, Map
 from lm.models import LanguageModeling, Llama, QuestionAnswering, SequenceClassification, Task, TokenClassification
 
@@ -116,8 +117,13 @@ def aliases(m: Llama) -> list[Alias]:
 
 
 def classes(name: str) -> dict[str, str]:
-    ends = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    ends = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
     return {f"{name}{end}": end for end in ends}
+
+
+def rename(name: str) -> str:
+    """Files of the bare model have no prefix."""
+    return f"model.{name}" if re.match(r"(embed_tokens|layers\.\d+|norm)\.", name) else name
 
 
 ROTARY_BUFFERS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
@@ -154,5 +160,7 @@ LLAMA_FAMILY = Family(
     write=write,
     table=table,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )

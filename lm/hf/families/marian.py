@@ -140,7 +140,8 @@ def write(m: Transformer) -> dict[str, Any]:
 
 MARIAN_FAMILY = Family(
     model_types=("marian",),
-    classes={"MarianMTModel": "MTModel"},
+    classes={"MarianModel": "Model", "MarianMTModel": "MTModel"},
+    prefix="model.",
     read=read,
     write=write,
     table=table,

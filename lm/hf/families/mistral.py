@@ -17,6 +17,7 @@ from lm.hf.families.llama import (
     ends,
     feed_forward,
     norms,
+    rename,
 )
 from lm.hf.families.table import Map
 from lm.models import Mistral, Task
@@ -56,5 +57,7 @@ MISTRAL_FAMILY = Family(
     write=write,
     table=table,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )

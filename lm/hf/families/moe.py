@@ -21,6 +21,7 @@ from lm.hf.families.llama import (
     feed_forward,
     norms,
     older_prefix,
+    rename,
 )
 from lm.hf.families.mistral import refuse_biases
 from lm.hf.families.qwen import head_norms
@@ -149,6 +150,8 @@ MIXTRAL_FAMILY = Family(
     table=table_mixtral,
     other_tables=(fused_mixtral,),
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )
 QWEN3_MOE_FAMILY = Family(
@@ -159,5 +162,7 @@ QWEN3_MOE_FAMILY = Family(
     table=table_qwen3_moe,
     other_tables=(fused_qwen3_moe,),
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )

@@ -93,6 +93,7 @@ def rename(name: str) -> str:
 OPT_FAMILY = Family(
     model_types=("opt",),
     classes={
+        "OPTModel": "Model",
         "OPTForCausalLM": "ForCausalLM",
         "OPTForSequenceClassification": "ForSequenceClassification",
         "OPTForQuestionAnswering": "ForQuestionAnswering",
@@ -104,4 +105,5 @@ OPT_FAMILY = Family(
     rename=rename,
     ignore=(r"model\.decoder\.version",),
     positions=by_mask,
+    prefix="model.",
 )

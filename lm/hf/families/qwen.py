@@ -18,6 +18,7 @@ from lm.hf.families.llama import (
     feed_forward,
     norms,
     older_prefix,
+    rename,
 )
 from lm.hf.families.mistral import refuse_biases
 from lm.hf.families.table import Map
@@ -92,6 +93,8 @@ QWEN2_FAMILY = Family(
     write=write_qwen2,
     table=table_qwen2,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )
 QWEN3_FAMILY = Family(
@@ -101,5 +104,7 @@ QWEN3_FAMILY = Family(
     write=write_qwen3,
     table=table_qwen3,
     aliases=aliases,
+    rename=rename,
+    prefix="model.",
     ignore=ROTARY_BUFFERS,
 )

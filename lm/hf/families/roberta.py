@@ -22,7 +22,15 @@ from lm.hf.families.bert import (
 from lm.hf.families.family import Family
 from lm.hf.families.fields import Fields
 from lm.hf.families.table import Map
-from lm.models import LanguageModeling, QuestionAnswering, Roberta, SequenceClassification, Task, TokenClassification
+from lm.models import (
+    Body,
+    LanguageModeling,
+    QuestionAnswering,
+    Roberta,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 
 EMBED, DECODER, BIAS = "roberta.embeddings.word_embeddings.weight", "lm_head.decoder", "lm_head.bias"
 
@@ -42,6 +50,8 @@ def write(m: Roberta) -> dict[str, Any]:
 
 def table(m: Roberta) -> list[Map]:
     rows = embeddings("roberta.embeddings.") + layers("roberta.encoder.layer.{}.")
+    if m.task == Body(pooler=True):
+        rows += linear("pooler.dense", "roberta.pooler.dense")
     match m.task:
         case LanguageModeling():
             rows += word_head(m, "lm_head.dense", "lm_head.layer_norm", DECODER, BIAS)
@@ -63,6 +73,7 @@ def by_ids(ids: jax.Array, mask: jax.Array, model: Roberta) -> jax.Array:
 ROBERTA_FAMILY = Family(
     model_types=("roberta",),
     classes={
+        "RobertaModel": "Model",
         "RobertaForMaskedLM": "ForMaskedLM",
         "RobertaForSequenceClassification": "ForSequenceClassification",
         "RobertaForTokenClassification": "ForTokenClassification",
@@ -76,7 +87,8 @@ ROBERTA_FAMILY = Family(
     ignore=(r"roberta\.embeddings\.position_ids",),
     unused=lambda m: word_unused(m, BIAS),
     # The published files have a pooler that no class of a task reads.
-    spare=lambda m: ("roberta.pooler.dense.weight", "roberta.pooler.dense.bias"),
+    spare=lambda m: () if m.task == Body(pooler=True) else ("roberta.pooler.dense.weight", "roberta.pooler.dense.bias"),
+    prefix="roberta.",
     positions=by_ids,
     given_positions=lambda positions, m: positions - m.first_position,  # theirs are rows of the table
 )

@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.hf.families.family import Family
 from lm.hf.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
 from lm.hf.families.table import Alias, Map
-from lm.models import T5, LanguageModeling, QuestionAnswering, SequenceClassification, Task, TokenClassification
+from lm.models import T5, Body, LanguageModeling, QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 HEAD, EMBED = "lm_head.weight", "shared.weight"
 
@@ -34,7 +34,7 @@ def read(f: Fields, task: Task) -> T5:
         norm_eps=f.take("layer_norm_epsilon", default=1e-6),
         gated=gated,
         activation=activation,
-        tied=_tied(f, stated),
+        tied=_tied(f, stated, task),
         scale_output=f.take("scale_decoder_outputs", default=stated),  # the older of the two spellings said both
         dropout=f.take("dropout_rate", default=0.1),
         init_std=f.take("initializer_factor", default=1.0),
@@ -42,8 +42,11 @@ def read(f: Fields, task: Task) -> T5:
     )
 
 
-def _tied(f: Fields, stated: bool) -> bool:
-    """transformers 5 ties every T5, whatever tie_word_embeddings says, but one whose stored head differs."""
+def _tied(f: Fields, stated: bool, task: Task) -> bool:
+    """transformers 5 ties every T5, whatever tie_word_embeddings says, but one whose stored head differs. Of a folder
+    without a head the older spelling tells whether its model has one of its own, or that its output is not scaled."""
+    if isinstance(task, Body):
+        return stated and f.take("scale_decoder_outputs", default=stated)
     if EMBED not in f.stored:
         return stated
     return HEAD not in f.stored or bool(np.array_equal(f.stored[HEAD], f.stored[EMBED]))
@@ -89,11 +92,13 @@ def write(m: T5) -> dict[str, Any]:
 
 
 def table(m: T5) -> list[Map]:
-    sides = ("encoder",) if isinstance(m.task, TokenClassification) else ("encoder", "decoder")
+    sides = ("encoder", "decoder") if m.has_decoder else ("encoder",)
     rows = [Map("embed.table", EMBED)]
     for side in sides:
         rows += _side(side, m.gated)
     match m.task:
+        case Body():
+            return rows
         case LanguageModeling():
             return rows + ([] if m.tied else [Map("head.table", HEAD)])
         case QuestionAnswering():
@@ -137,7 +142,7 @@ def _linear(ours: str, theirs: str) -> list[Map]:
 
 def aliases(m: T5) -> list[Alias]:
     at = "transformer." if isinstance(m.task, SequenceClassification | TokenClassification) else ""
-    sides = ("encoder",) if isinstance(m.task, TokenClassification) else ("encoder", "decoder")
+    sides = ("encoder", "decoder") if m.has_decoder else ("encoder",)
     out = [Alias(f"{at}{side}.embed_tokens.weight", f"{at}{EMBED}") for side in sides]
     return out + ([Alias(HEAD, EMBED)] if m.tied and isinstance(m.task, LanguageModeling) else [])
 
@@ -145,6 +150,8 @@ def aliases(m: T5) -> list[Alias]:
 T5_FAMILY = Family(
     model_types=("t5",),
     classes={
+        "T5Model": "Model",
+        "T5EncoderModel": "EncoderModel",
         "T5ForConditionalGeneration": "ForConditionalGeneration",
         "T5ForSequenceClassification": "ForSequenceClassification",
         "T5ForTokenClassification": "ForTokenClassification",
