@@ -66,6 +66,8 @@ def _resolve(target: str, overrides: Sequence[str]) -> Resolved:
 
 def _imported(target: str) -> dict[str, str]:
     """What the import of a model folder remembers; {} of anything else."""
+    if os.path.isfile(target):
+        return {}
     workdir = Workdir.of(target)
     return ImportRecord.read(workdir.imported).lines() if workdir.is_imported() else {}
 

@@ -140,9 +140,7 @@ def test_an_end_or_start_without_a_row_is_refused_where_there_is_a_tokenizer(fie
     source = with_json(folder("llama"), tmp_path / "source", file, **{field: value})
     own = SPELT["llama"][field.split("_")[0]]
     i = transformers.AutoTokenizer.from_pretrained(source).convert_tokens_to_ids(own)
-    with pytest.raises(
-        UserError, match=f"{file}: {field}: expected an id below .*; correct it to {i}, that of"
-    ):
+    with pytest.raises(UserError, match=f"{file}: {field}: expected an id below .*; correct it to {i}, that of"):
         convert.import_hf(source, tmp_path / "run")
 
 
