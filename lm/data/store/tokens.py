@@ -49,7 +49,8 @@ class Shard:
 @dataclass(frozen=True, kw_only=True)
 class StoreMeta:
     """`meta.json`. tokenizer, corpus: fingerprints. made_from: the settings that decide the content. raw: hash of the
-    raw files' names, sizes and times, where there are any. counts: what was left out or mended, in the whole source."""
+    raw files' names, sizes and checksums, where there are any; in older ones of their names, sizes and times. counts:
+    what was left out or mended, in the whole source."""
 
     version: int = VERSION
     dtype: str

@@ -93,7 +93,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, make, m
 
 def test_invalid_utf8_is_counted_or_refused(tmp_path, make):
     (tmp_path / "raw").mkdir()
-    for i, text in enumerate(sample_texts(40)):
+    for i, text in enumerate(sample_texts(100)):
         (tmp_path / "raw" / f"{i:02d}.txt").write_bytes(text.encode() + (b"\xff\xfe" if i == 7 else b""))
     source = Text(glob=f"{tmp_path}/raw/*.txt")
     corpus = quiet(make(source))
