@@ -20,8 +20,8 @@ from lm.data.documents.near_duplicates import NearDuplicates
 from lm.data.documents.overlap import Overlap
 from lm.data.folder import CorpusFolder
 from lm.data.sources.base import NEVER, WHEN_SET, Source
-from lm.data.sources.opening import refuse
 from lm.data.store.splits import SPLITS, TRAIN
+from lm.data.system_errors import refuse
 from lm.data.tokenizer.sentencepiece import SentencePiece
 
 

@@ -32,11 +32,13 @@ from lm.data.prepare.state import check_raw, clear, is_finished, remove_work
 from lm.data.prepare.stores import check_left, check_text, finish_source, known_tokenizer, make_tokenizer
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part, stretch_bytes
+from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import Tokenizer
 from lm.errors import UserError
 from lm.files import Log, is_remote, locked, open_atomic
 
 
+@system_errors()
 def prepare(
     data: Data, *, force: bool = False, progress: bool = True, log: Log = print, host: int = 0, hosts: int = 1
 ) -> Corpus:

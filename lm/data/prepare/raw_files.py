@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from lm.data.made_from import CorpusSpec
 from lm.data.sources.base import stat_of
-from lm.data.sources.opening import refuse
+from lm.data.system_errors import refuse
 from lm.errors import UserError
 from lm.files import Log, write_atomic
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from lm.data.sources.files import download, find, found
-from lm.data.sources.opening import refuse
 from lm.data.sources.templates import Missing, Template, one_field, parse_template
+from lm.data.system_errors import refuse
 from lm.errors import UserError
 from lm.files import is_remote
 

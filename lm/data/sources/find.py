@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lm.data.sources.opening import refuse
+from lm.data.system_errors import refuse
 from lm.errors import UserError, did_you_mean
 
 MOST_ALTERNATIVES = 100_000  # that braces may stand for

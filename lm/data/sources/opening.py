@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import codecs
-import errno
 import gzip
 import io
 import lzma
@@ -18,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from lm.data.sources.kinds import HEAD_BYTES, SUFFIXES, Kind, encoding, is_text, not_text, packing
 from lm.data.sources.zstd import WINDOW_BYTES, WideWindow, Zstd
-from lm.errors import UserError
+from lm.data.system_errors import system_error
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a file that is cut, damaged or not ours raises
 MOST_PACKINGS = 3  # one inside another, as of a server that packs what is packed
@@ -115,45 +114,6 @@ def unreadable(path: str | os.PathLike[str], error: BaseException) -> str:
         return said
     kind = _packed_as(str(path))
     return f"{path}: expected a whole {kind}file, got {error}; fetch it again"
-
-
-def refuse(path: str | os.PathLike[str], error: OSError) -> UserError:
-    """The UserError for a path that could not be looked at."""
-    return UserError(unreadable(path, error))
-
-
-def system_error(path: str | os.PathLike[str], error: OSError) -> str | None:
-    """Says in a line what the system has against a file, None where it is the file's content."""
-    reason = _of_the_system(str(path), error)
-    return reason and f"{path}: {reason}"
-
-
-def _of_the_system(path: str, error: OSError) -> str | None:
-    code = error.errno
-    said = os.strerror(code).lower() if code else str(error)
-    if isinstance(error, PermissionError) or code in (errno.EACCES, errno.EPERM):
-        return f"expected a file or folder that can be read, got {said or 'no permission'}; {_permissions(path)}"
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return "expected the file that was found there, got nothing; it was moved or removed: put it back, or run again"
-    if code in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN):
-        return f"expected a disk that can be read, got {said}; look at the disk or its mount, then run again"
-    if isinstance(error, IsADirectoryError):
-        return "expected a file, got a folder; name the files in it"
-    if code == errno.ELOOP:
-        return "expected a file, got a link that leads to itself; mend the link"
-    if code in (errno.EMFILE, errno.ENFILE):
-        return f"expected to open it, got {said}; raise `ulimit -n`"
-    if code in (errno.ENAMETOOLONG, errno.EINVAL):
-        return f"expected a file that can be opened, got {said}; name another"
-    return None
-
-
-def _permissions(path: str) -> str:
-    """The command that gives the permission that a path lacks: its own, or that of the first folder above it."""
-    above = os.path.dirname(os.path.abspath(path))
-    while not os.access(above, os.X_OK, effective_ids=os.access in os.supports_effective_ids) and above != "/":
-        path, above = above, os.path.dirname(above)
-    return f"change its permissions (chmod {'a+rx' if os.path.isdir(path) else 'a+r'} {path}), or run as its owner"
 
 
 def _packed_as(path: str) -> str:

@@ -124,7 +124,7 @@ def test_every_source_of_files_is_known_by_content(tmp_path, make, hashed):  # n
 
 def as_written_before(folder: Path, source) -> None:
     """Makes a corpus one of the code that knew raw files by their times."""
-    (folder / "main/raw.json").unlink()
+    (folder / "main/report-raw.json").unlink()
     for meta in folder.glob("main/*/meta.json"):
         content = json.loads(meta.read_text())
         content["raw"] = digest([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in source.files()])
@@ -150,7 +150,7 @@ def test_corpora_that_know_times_alone_are_compared_by_them(tmp_path, make):  # 
 def test_checksums_that_are_lost_are_made_again(tmp_path, make, hashed, content):  # noqa: F811
     write_jsonl(tmp_path / "raw", sample_texts(40))
     first = quiet(make())
-    record = tmp_path / "corpus/main/raw.json"
+    record = tmp_path / "corpus/main/report-raw.json"
     record.unlink() if content is None else record.write_bytes(content)
     hashed.clear()
     assert quiet(make()).fingerprint == first.fingerprint and hashed == ["a.jsonl"]

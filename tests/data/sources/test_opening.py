@@ -357,7 +357,7 @@ def test_a_file_that_may_not_be_read_says_so_and_not_to_fetch_it(tmp_path, as_no
                 said = problem(source(glob=str(path)))
             assert said.reason == "unreadable"
             assert said.message == (
-                f"{path}: expected a file or folder that can be read, got permission denied; change its permissions "
+                f"{path}: expected a file or folder that may be used, got permission denied; change its permissions "
                 f"(chmod a+r {path}), or run as its owner"
             )
 
@@ -397,7 +397,7 @@ def test_a_saved_dataset_that_may_not_be_read_says_so(tmp_path, as_nobody):
         (errno.ESTALE, "expected a disk that can be read, got stale file handle"),
         (errno.ENOENT, "expected the file that was found there, got nothing; it was moved or removed"),
         (errno.EMFILE, "got too many open files; raise `ulimit -n`"),
-        (errno.EACCES, "permission denied; change its permissions (chmod a+r"),
+        (errno.EACCES, "permission denied; change its permissions (chmod "),
     ],
 )
 def test_what_the_system_says_is_told_apart_from_damage(tmp_path, monkeypatch, code, message):
