@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lm.data import open_corpus
+from lm.data.inspect.stats import find_stores, verify
 from lm.data.prepare.scan import ScanJob
 from lm.data.system_errors import system_error, system_errors
 from lm.errors import UserError
@@ -35,6 +36,8 @@ def test_a_corpus_that_may_not_be_read_says_so(tmp_path, make, as_nobody, name):
                 call(data)
             mode = "a+rx" if path.is_dir() else "a+r"
             assert "got permission denied; " in str(e.value) and f"(chmod {mode} {path})" in str(e.value)
+        with as_nobody, pytest.raises(UserError, match="got permission denied; "):
+            list(verify(find_stores(data.path)))
     finally:
         path.chmod(0o755)
 

@@ -46,7 +46,7 @@ def find_below(folder: Path, pattern: str) -> list[Path]:
 
 def _files(matches: Iterable[str], refuse_dead_links: bool) -> list[Path]:
     files = []
-    for path in sorted(set(map(Path, matches))):
+    for path in sorted(set(map(Path, matches)), key=lambda path: path.parts):  # as paths sort, but fast
         mode = _mode(path)
         if mode is None and refuse_dead_links and path.is_symlink():
             raise UserError(f"{path}: expected a file, got a link to {os.readlink(path)}, where none is; mend the link")
@@ -197,7 +197,8 @@ def _below(folder: str, names: list[str]) -> Iterator[str]:
         match = re.compile(fnmatch.translate(name)).match
         for found in _list(folder):
             if match(found) and (name.startswith(".") or not found.startswith(".")):
-                yield from _below(os.path.join(folder, found), rest)
+                inner = os.path.join(folder, found)
+                yield from _below(inner, rest) if rest else (inner,)
 
 
 def _folders(folder: str, above: tuple[str, ...]) -> Iterator[str]:

@@ -17,7 +17,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-CONTROLS = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")  # a text may hold escapes of terminals and form feeds
+CONTROLS = bytes([*range(7), *range(14, 27), *range(28, 32), 127])  # a text may hold escapes and form feeds
 
 
 class Kind(NamedTuple):
@@ -145,14 +145,20 @@ def is_text(head: bytes) -> bool:
     """Whether the first bytes are UTF-8 without control characters that no text has."""
     start = head[:TEXT_BYTES]
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)  # what is cut at the end is no error
+        codecs.utf_8_decode(start, "strict", False)  # what is cut at the end is no error
     except UnicodeDecodeError:
         return False
-    return not CONTROLS.search(start)
+    return not _has_controls(start)
+
+
+def _has_controls(raw: bytes) -> bool:
+    return len(raw.translate(None, CONTROLS)) < len(raw)
 
 
 def encoding(head: bytes) -> tuple[str, int] | None:
     """(name, bytes of the mark) of an encoding other than UTF-8 that the first bytes declare by their mark."""
+    if head[:1] not in (b"\xff", b"\xfe", b"\0"):
+        return None
     return next(((name, len(mark)) for mark, name in MARKS if head.startswith(mark)), None)
 
 
@@ -184,7 +190,7 @@ def _is_sure(head: bytes, magic: bytes) -> bool:
     if magic == b"MZ":
         return b"\0\0" in head[:64]
     if magic in (b"ID3", b"ORC", b"LZIP", b"PAR1", b"PARE", b"GGUF", b"FEA1", b"xar!", b"8BPS", b"OggS", b"fLaC"):
-        return bool(CONTROLS.search(head[len(magic) : len(magic) + 8]))
+        return _has_controls(head[len(magic) : len(magic) + 8])
     if magic == b"\xff\xfb":
         return len(head) > 2 and head[2] >> 4 not in (0, 15)  # the rate
     if magic[:1] == b"\x80":

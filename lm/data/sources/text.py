@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import itertools
@@ -11,11 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 from lm.data.sources.base import NEVER, Document, Fielded, Files, Part, Problem, too_long
 from lm.data.sources.files import chunks, read_line, skip_line
-from lm.data.sources.kinds import BOM, Kind
+from lm.data.sources.kinds import BOM, HEAD_BYTES, Kind
 from lm.data.sources.opening import KEPT, UNREADABLE, NotText, Opened, is_plain, open_plain, open_text, unreadable
 from lm.data.sources.zstd import WINDOW_BYTES
 from lm.errors import UserError
@@ -44,15 +43,12 @@ class TextFiles(Files):
             name = type(self).__name__
             raise UserError(f"{name}.window_bytes: expected at least {WINDOW_BYTES}, got {self.window_bytes}")
 
-    @contextlib.contextmanager
-    def _open(self, part: Part) -> Iterator[Opened]:
-        if part.start:  # it is plain: it was cut
-            opened = Opened(open_plain(part.path))
-            opened.file.seek(part.start)
-        else:
-            opened = open_text(part.path, self.window_bytes, self.not_text == "keep")
-        with opened.file:
-            yield opened
+    def _open(self, part: Part) -> Opened:
+        if not part.start:
+            return open_text(part.path, self.window_bytes, self.not_text == "keep")
+        file = open_plain(part.path)  # it was cut, so it is plain
+        file.seek(part.start)
+        return Opened(file)
 
     def _problem(self, part: Part, error: BaseException) -> Problem:
         """What an error while a part is read stands for."""
@@ -77,13 +73,16 @@ class Text(TextFiles):
 
     def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
         try:
-            with self._open(part) as opened:
+            opened = self._open(part)
+            with opened.file:
                 yield from self._documents(part, opened, max_bytes)
         except (NotText, *UNREADABLE) as e:
             yield self._problem(part, e)
 
     def _documents(self, part: Part, opened: Opened, max_bytes: int) -> Iterator[Document | Problem]:
-        head = opened.file.read(FIRST_BYTES)
+        head = opened.file.read(HEAD_BYTES)  # most files have no more, for which a megabyte would be asked for in vain
+        if len(head) == HEAD_BYTES:
+            head += opened.file.read(FIRST_BYTES - HEAD_BYTES)
         notes = tuple(dict.fromkeys((*opened.notes, *self._check_nul(head))))
         find, longest = _separator(self.separator, head)
         if "\n" in (self.separator or "") and _ends_in_cr(head):
@@ -99,7 +98,7 @@ class Text(TextFiles):
                 raw, said = _without_marks(raw), (*said, MARK_DROPPED)
             return Document(f"document {n}", raw, said)
 
-        for chunk in itertools.chain(chunks(io.BytesIO(head), CHUNK_BYTES), chunks(opened.file, CHUNK_BYTES)):
+        for chunk in _chunks(head, opened.file):
             held += chunk
             while find is not None and (place := find(held, sought)) is not None:
                 yield finish(place[0])
@@ -145,8 +144,8 @@ class Jsonl(Fielded, TextFiles):
     def entries(self, part: Part, max_bytes: int) -> Iterator[Document | Problem]:
         at, n = part.start, 0
         try:
-            with self._open(part) as opened:
-                f, notes = opened
+            f, notes = self._open(part)
+            with f:
                 while part.stop < 0 or at < part.stop:
                     line, size = read_line(f, max_bytes)
                     if not size:
@@ -187,6 +186,13 @@ class Jsonl(Fielded, TextFiles):
             return None
         entry = self._line(part, n, rest, max_bytes)
         return entry._replace(notes=(MARK_DROPPED,)) if isinstance(entry, Document) else entry
+
+
+def _chunks(head: bytes, file: IO[bytes]) -> Iterator[bytes]:
+    """A file of which `head` was read, in chunks."""
+    if len(head) < min(FIRST_BYTES, CHUNK_BYTES):
+        return iter((head,))
+    return itertools.chain(chunks(io.BytesIO(head), CHUNK_BYTES), chunks(file, CHUNK_BYTES))
 
 
 def _without_marks(raw: bytes) -> bytes:
