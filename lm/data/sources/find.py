@@ -61,23 +61,27 @@ def no_files(pattern: str) -> UserError:
     mode = _mode(Path(path))
     if mode is not None and stat.S_ISDIR(mode):
         folder = path.rstrip("/") or "/"
+        if any(os.path.lexists(os.path.join(folder, name)) for name in ("dataset_dict.json", "state.json")):
+            return UserError(
+                f"{pattern}: expected files, got a folder that datasets saved; use HFDataset(path={folder!r})"
+            )
         return UserError(
-            f"{pattern}: expected files, got a folder{_holding(folder)}; write {folder}/* for the files in it, or "
+            f"{pattern}: expected files, got a folder with {_held(folder)}; write {folder}/* for the files in it, or "
             f"{folder}/**/*{_usual_suffix(folder)} for all below it"
         )
-    if mode is not None:
-        what = next((name for test, name in PIPES.items() if test(mode)), "something else")
+    others = {m: _mode(m) or 0 for p in alternatives(path) for m in _matches(p)} if mode is None else {path: mode}
+    for name, mode in sorted(others.items()):
+        if what := next((called for test, called in PIPES.items() if test(mode)), None):
+            return UserError(
+                f"{name}: expected a file, got {what}, which cannot be read twice; write what it gives to a file and "
+                "name that"
+            )
+    if folders := sorted(name for name, mode in others.items() if stat.S_ISDIR(mode)):
         return UserError(
-            f"{pattern}: expected a file, got {what}, which cannot be read twice; write what it gives to a file and "
-            "name that"
-        )
-    others = sorted({m for p in alternatives(path) for m in _matches(p)})
-    if others and all(map(os.path.isdir, others)):
-        return UserError(
-            f"{pattern}: expected files, got {len(others)} folders and no file, as {others[0]}; write "
+            f"{pattern}: expected files, got {len(folders)} folders and no file, as {folders[0]}; write "
             f"{pattern.rstrip('/')}/* for the files in them"
         )
-    return UserError(f"{pattern}: expected files, got no match in {Path.cwd()}{_near(path)}; check the glob")
+    return UserError(f"{pattern}: expected files, got no match in {Path.cwd()}: {_near(path)}; check the glob")
 
 
 def alternatives(pattern: str) -> list[str]:
@@ -225,14 +229,10 @@ def _near(pattern: str) -> str:
             break
         folders = [n for n in _list(folder) if os.path.isdir(os.path.join(folder, n))]
         near = did_you_mean(name, folders[:1000]) if folders else ""
-        return f": there is no folder {inner}{near}"
+        return f"there is no folder {inner}{near}"
     if any("**" in name and name != "**" for name in names):
-        return f": `**` has to stand between slashes, as in **/*{_usual_suffix(folder)}"
-    return f": {folder or 'this folder'} holds {_held(folder)}"
-
-
-def _holding(folder: str) -> str:
-    return f" with {_held(folder)}"
+        return f"`**` has to stand between slashes, as in **/*{_usual_suffix(folder)}"
+    return f"{folder or 'this folder'} holds {_held(folder)}"
 
 
 def _held(folder: str) -> str:

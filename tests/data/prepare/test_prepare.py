@@ -237,6 +237,7 @@ def test_data_refuses_what_makes_no_sense(make):
         (dict(workers=0), "workers: expected at least 1"),
         (dict(validation_fraction=1.0), "validation_fraction"),
         (dict(invalid_utf8="ignore"), "invalid_utf8"),
+        (dict(sources={"a": Text(glob="x", not_text="skip")}), "not_text: expected 'refuse' or 'keep', got 'skip'"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**kw)

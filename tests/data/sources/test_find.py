@@ -116,11 +116,16 @@ def test_a_folder_says_how_to_write_its_files(here):
             )
             assert f"; write {folder}/* for the files in it, or {folder}/**/*.txt for all below it" in message
     assert "got 1 folders and no file, as books; write b*/* for the files in them" in said("b*")
+    write(here, "saved/state.json")
+    assert "saved: expected files, got a folder that datasets saved; use HFDataset(path='saved')" in said(
+        "saved", Parquet
+    )
 
 
 def test_what_can_be_read_once_alone_is_refused(here):
     os.mkfifo("pipe")
     (here / "link").symlink_to("pipe")
+    assert "pipe: expected a file, got a pipe" in said("p*")
     with socket.socket(socket.AF_UNIX) as s:
         s.bind("socket")
         for pattern, what in {
