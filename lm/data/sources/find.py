@@ -220,7 +220,7 @@ def _near(pattern: str) -> str:
     """What is in the folder that a pattern looks in, or the folder that is not there."""
     names = [name for name in alternatives(pattern)[0].split("/") if name]
     folder = "/" if pattern.startswith("/") else ""
-    for name in names[:-1]:
+    for name in names if pattern.endswith("/") else names[:-1]:
         inner = os.path.join(folder, name)
         if _is_folder(inner):
             folder = inner

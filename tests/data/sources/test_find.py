@@ -152,6 +152,7 @@ def test_no_match_shows_what_is_near(here):
         "*.txt": "this folder holds 1 folders, as data",
         "data/**.nothing": "`**` has to stand between slashes, as in **/*.gz",
         "{x,y}/*.txt": "there is no folder x",
+        "dota/": "there is no folder dota; did you mean 'data'?",
         "data/part/*.txt": "data/part holds 1 files (1 without a suffix; as x)",
     }.items():
         assert f"{pattern}: expected files, got no match in {here}: " in said(pattern)
