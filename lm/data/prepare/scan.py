@@ -142,14 +142,8 @@ class ScanJob:
                 part_sizes.append(len(hashes) - before)
         # A corpus may have millions of hits.
         hits = [h if i < EXAMPLES else h._replace(at="") for i, h in enumerate(hits)]
-        rest = {
-            "reasons": list(reasons),
-            "examples": examples,
-            "hits": hits,
-            "sample": sample.excerpts(),
-            "notes": notes,
-            "first_nul": first_nul,
-        }
+        rest = {"reasons": list(reasons), "examples": examples, "hits": hits, "sample": sample.excerpts()}
+        rest |= {"notes": notes, "first_nul": first_nul}
         file = io.BytesIO()
         np.savez(
             file,
