@@ -41,12 +41,13 @@ class Data(metaclass=Renaming):
     and examples to leave out (`lm.data.stream.exclude`). batch_size: global, in sequences. ramp: phases before it with
     smaller batches or shorter rows (`lm.data.stream.batches`). validation_fraction: share of documents, chosen by hash
     of their content; 0: none. invalid_utf8: bytes that are no UTF-8 become U+FFFD and their documents are counted, or
-    are refused. seed: of the order only. workers: processes of `prepare`; None: one per CPU.
+    are refused; more than 1% of such documents are refused but for sources with not_text="keep". seed: of the order
+    only. workers: processes of `prepare`; None: one per CPU.
 
-    on_error: a line that is no JSON, a missing field, a file that breaks off, a document above max_document_bytes, and
-    UTF-8 that is refused, stop `prepare`; or they are left out and counted in the report. filters: in order, on each
-    document. near_duplicates: of what is left, all but the first go. overlap: documents that hold text of evaluations
-    are counted, or go.
+    on_error: a line that is no JSON, a missing field, a file that breaks off or is no text, a document above
+    max_document_bytes, and UTF-8 that is refused, stop `prepare`; or they are left out and counted in the report.
+    filters: in order, on each document. near_duplicates: of what is left, all but the first go. overlap: documents that
+    hold text of evaluations are counted, or go.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"plan": "packing"}  # stored runs and older recipes say so
@@ -92,6 +93,10 @@ class Data(metaclass=Renaming):
                 raise UserError(f"data.sources: expected names fit for a folder, got {name!r}; rename it")
             if not isinstance(source, Source):
                 raise UserError(f"data.sources[{name!r}]: expected a Source, got {source!r}")
+            if source.not_text not in ("refuse", "keep"):
+                raise UserError(
+                    f"data.sources[{name!r}].not_text: expected 'refuse' or 'keep', got {source.not_text!r}"
+                )
         if self.weights is not None:
             as_phases(self.weights, self.sources, "data.weights")
         for name, epochs in (self.epochs or {}).items():

@@ -11,6 +11,7 @@ from lm.data.made_from import CorpusSpec
 from lm.data.store.mirror import mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
+from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.open import exists, open_tokenizer, prepared_settings, read_prepared
 from lm.errors import UserError
@@ -61,6 +62,7 @@ class Corpus:
         return cls(tokenizer=tokenizer, fingerprint={"tokenizer": tokenizer.fingerprint} | fingerprint, **stores)
 
 
+@system_errors()
 def open_corpus(data: Data, log: Log = print) -> Corpus:
     """The corpus at `data.path`. UserError when it is unfinished, damaged in size, or made with other settings; and as
     `mirror` for one in an object store. log: is told of copies from there."""

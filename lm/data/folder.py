@@ -4,6 +4,7 @@
     <path>/<source>/{train,validation}/        a `Store` each
     <path>/<source>/report.json                what became of everything that was read
     <path>/<source>/near.u32                   signatures, where near-duplicates are looked for
+    <path>/<source>/report-raw.json            names, sizes, times and checksums of its raw files, where there are any
     <path>/<source>/work/                      scans and receipts of an unfinished run
     <path>/raw/<source>/                       what a source had to download or build
     <path>/.plan.json                          what several hosts have agreed on (`lm.data.prepare.hosts`)
@@ -65,6 +66,9 @@ class CorpusFolder(NamedTuple):
 
     def report(self, name: str) -> Path:
         return self.path / name / "report.json"
+
+    def raw_files(self, name: str) -> Path:
+        return self.path / name / "report-raw.json"
 
     def signatures(self, name: str) -> Path:
         """Where the signatures lie of a source's documents but for exact duplicates, near-duplicates included: a source

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from lm.data.documents.filters import Filter
 from lm.data.documents.near_duplicates import NearDuplicates
 from lm.data.documents.overlap import Overlap
 from lm.data.folder import CorpusFolder
-from lm.data.sources.base import Source
+from lm.data.sources.base import NEVER, WHEN_SET, Source
 from lm.data.store.splits import SPLITS, TRAIN
+from lm.data.system_errors import refuse
 from lm.data.tokenizer.sentencepiece import SentencePiece
 
 
@@ -73,16 +75,13 @@ class CorpusSpec:
             return dataclasses.asdict(self.tokenizer)
         return {"path": self.tokenizer}
 
-    def raw_digest(self, name: str) -> str | None:
-        """A digest of the raw files of a source and those that filters read; None when that cannot be told or some are
-        not here."""
-        identity = self.sources[name].identity()
+    def raw_digest(self, name: str, identity: list | None) -> str | None:
+        """A digest of what the raw files of a source are known by and of those that filters read; None when that cannot
+        be told or some are not here."""
         paths = [Path(p) for f in self.filters for p in f.files()]
-        if identity is None or not all(p.is_file() for p in paths):
+        if identity is None or not all(map(os.path.isfile, paths)):
             return None
-        if not paths:
-            return digest(identity)
-        return digest([identity, [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]])
+        return digest([identity, [_sha256(p) for p in paths]] if paths else identity)
 
 
 def _described(value: Any) -> Any:
@@ -92,8 +91,18 @@ def _described(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
     return {"type": type(value).__name__} | {
-        f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)
+        f.name: _described(found)
+        for f in dataclasses.fields(value)
+        for found in [getattr(value, f.name)]
+        if f.metadata != NEVER and not (f.metadata == WHEN_SET and found == f.default)
     }
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as e:
+        raise refuse(path, e) from None
 
 
 def digest(value: Any) -> str:

@@ -15,7 +15,8 @@ from lm.errors import UserError
 class Entry(NamedTuple):
     """What stands at one place of a source. text: as it will be stored, "" where it is left out. hash: 64 bits of that
     text, or of what stands there in its place. reason: "" for a document to keep, else why not. at: file and place, and
-    the message where there is one. mended, cleaned: its bytes were no UTF-8; a filter changed it."""
+    the message where there is one. mended, cleaned: its bytes were no UTF-8; a filter changed it. is_document: it has
+    text, whatever becomes of it, and no problem stands there. notes: of its source."""
 
     text: str
     hash: int
@@ -23,6 +24,8 @@ class Entry(NamedTuple):
     at: str
     mended: bool = False
     cleaned: bool = False
+    is_document: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,10 @@ class Reading:
                 if self.on_error == "refuse":
                     raise UserError(entry.message)
                 # A file's name may be no UTF-8.
-                yield Entry("", _hash(entry.message.encode(errors="surrogateescape")), entry.reason, entry.message)
+                hash_ = _hash(entry.message.encode(errors="surrogateescape"))
+                yield Entry("", hash_, entry.reason, entry.message, is_document=False)
                 continue
-            raw, mended = entry.raw, False
+            raw, mended, notes = entry.raw, False, entry.notes
             try:
                 text = raw.decode()
             except UnicodeDecodeError as e:
@@ -66,7 +70,7 @@ class Reading:
                     )
                     if self.on_error == "refuse":
                         raise UserError(message) from None
-                    yield Entry("", _hash(raw), "not_utf8", message)
+                    yield Entry("", _hash(raw), "not_utf8", message, notes=notes)
                     continue
                 text, mended = raw.decode(errors="replace"), True
                 raw = text.encode()  # hashed as it is stored
@@ -76,11 +80,11 @@ class Reading:
                 if reason is not None:
                     break
             if reason is not None or known_bad:
-                yield Entry("", _hash(raw), reason or "filtered", at, mended)
+                yield Entry("", _hash(raw), reason or "filtered", at, mended, notes=notes)
             elif kept == text:
-                yield Entry(text, _hash(raw), "" if text else "empty", at, mended)
+                yield Entry(text, _hash(raw), "" if text else "empty", at, mended, False, bool(text), notes)
             else:
-                yield Entry(kept, _hash(kept.encode()), "" if kept else "empty", at, mended, cleaned=True)
+                yield Entry(kept, _hash(kept.encode()), "" if kept else "empty", at, mended, True, True, notes)
 
 
 def _hash(raw: bytes) -> int:

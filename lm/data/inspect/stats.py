@@ -14,6 +14,7 @@ from lm.data.folder import RAW, CorpusFolder
 from lm.data.store.mirror import find_remote_stores, mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
+from lm.data.system_errors import system_errors
 from lm.data.tokenizer.open import prepared_settings
 from lm.errors import UserError
 from lm.files import is_remote
@@ -21,6 +22,7 @@ from lm.files import is_remote
 BAR = 40  # characters of the fullest bucket
 
 
+@system_errors()
 def find_stores(path: str | Path) -> dict[str, Store]:
     """ "source/split" -> store, of the folder of a corpus, of a source, or of one store. UserError where there is none,
     and for one that is unfinished or of another size than its meta.json says. Of a corpus in an object store: of its
@@ -102,6 +104,7 @@ def verify(stores: Mapping[str, Store]) -> Iterator[str]:
         yield f"{name}: {len(store.meta.shards)} shard(s), {n_bytes:,} bytes, as written"
 
 
+@system_errors()
 def _check_tokenizer(store: Store) -> None:
     folder = CorpusFolder(store.path.resolve().parent.parent)
     tokenizer = folder.tokenizer

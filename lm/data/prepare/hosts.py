@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.made_from import CorpusSpec
+from lm.data.prepare import raw_files
 from lm.data.prepare.manifest import Manifest, difference, flatten, scan_jobs, settings, tokenize_job, with_threads
 from lm.data.prepare.preparation import Preparation, wait
 from lm.data.prepare.state import is_finished, remove_work
@@ -65,9 +65,9 @@ def _help_with(p: Preparation, manifest: Manifest) -> None:
     wait(lambda: f"host 0 to finish {folder.path}", p.log, over)
 
 
-def _raw_difference(spec: CorpusSpec, manifest: Manifest) -> tuple[str, Any, Any] | None:
-    """Compares the raw files that are seen here with the manifest, as `difference` does: names, sizes and times."""
-    here = {name: spec.raw_digest(name) for name in manifest.raw}
+def _raw_difference(p: Preparation, manifest: Manifest) -> tuple[str, Any, Any] | None:
+    """Compares the raw files that are seen here with the manifest, as `difference` does."""
+    here = {name: raw_files.digest_here(p.spec, name, raw, p.log) for name, raw in manifest.raw.items()}
     return next(
         (("raw files of " + n, x, manifest.raw[n]) for n, x in here.items() if x not in (None, manifest.raw[n])), None
     )
@@ -85,7 +85,7 @@ def _wait_for_manifest(p: Preparation) -> Manifest | None:
         if manifest is None:
             differs_since = None
             return f"host 0, which finds the raw text: {folder.manifest}"
-        differs = difference(mine, manifest.settings) or _raw_difference(p.spec, manifest)
+        differs = difference(mine, manifest.settings) or _raw_difference(p, manifest)
         if differs is None:
             found.append(manifest)
             return None

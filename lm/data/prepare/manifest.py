@@ -18,7 +18,7 @@ import numpy as np
 from lm.data.documents.reading import Reading
 from lm.data.folder import CorpusFolder
 from lm.data.made_from import CorpusSpec, digest
-from lm.data.prepare.scan import ScanJob
+from lm.data.prepare.scan import SCAN_VERSION, ScanJob
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part
 from lm.data.store.tokens import VERSION, dtype_for
@@ -30,7 +30,7 @@ from lm.files import write_atomic
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What the jobs follow from. settings: see `settings`. shards: by source, in order, the parts of each. raw: by
-    source, what `raw_digest` says of its files. index: name of the file with the n-grams to look for."""
+    source, what `raw_files.take` says of its files. index: name of the file with the n-grams to look for."""
 
     settings: dict[str, Any]
     shards: dict[str, list[tuple[Part, ...]]]
@@ -103,7 +103,15 @@ def scan_jobs(spec: CorpusSpec, manifest: Manifest) -> dict[str, list[ScanJob]]:
             # Rounded up: a small shard gives some too.
             sample = -int(-wanted * sum(p.n_bytes for p in parts) // max(1, size[name]))
             key = digest(  # all that the result follows from: where any of it differs, it is scanned anew
-                [VERSION, manifest.settings["sources"][name], manifest.raw[name], manifest.index, parts, sample]
+                [
+                    VERSION,
+                    SCAN_VERSION,
+                    manifest.settings["sources"][name],
+                    manifest.raw[name],
+                    manifest.index,
+                    parts,
+                    sample,
+                ]
             )
             jobs[name].append(
                 ScanJob(

@@ -20,6 +20,7 @@ import numpy as np
 from lm.data.config import Data
 from lm.data.corpus import Corpus
 from lm.data.documents.overlap import Evaluation, Overlap, OverlapIndex, read_evaluation
+from lm.data.prepare import raw_files
 from lm.data.prepare.hosts import help_prepare
 from lm.data.prepare.manifest import Manifest, flatten, scan_jobs, settings, tokenize_job, with_threads
 from lm.data.prepare.pool import Workers
@@ -28,15 +29,17 @@ from lm.data.prepare.progress import Progress
 from lm.data.prepare.report import lines, report_of, write_report
 from lm.data.prepare.select import Selection, drop_near_duplicates
 from lm.data.prepare.state import check_raw, clear, is_finished, remove_work
-from lm.data.prepare.stores import check_left, finish_source, known_tokenizer, make_tokenizer
+from lm.data.prepare.stores import check_left, check_text, finish_source, known_tokenizer, make_tokenizer
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part, stretch_bytes
+from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
 from lm.files import Log, is_remote, locked, open_atomic
 
 
+@system_errors()
 def prepare(
     data: Data, *, force: bool = False, progress: bool = True, log: Log = print, host: int = 0, hosts: int = 1
 ) -> Corpus:
@@ -70,7 +73,7 @@ def prepare(
         raise UserError(f"data.path: expected a folder that can be made, got {e}; name another") from None
     writable = all(os.access(p, os.W_OK) for p in (folder.path, folder.lock) if p.exists())
     if not writable and not force and is_finished(spec):  # nothing to do, and no lock to take
-        check_raw(spec, spec.sources)
+        check_raw(spec, spec.sources, data.workers or os.cpu_count() or 1, log)
         return Corpus.open(spec, log)
     with (
         # A second command with this number waits.
@@ -82,7 +85,7 @@ def prepare(
         if host:
             help_prepare(p)
         else:
-            if names := clear(spec, force):
+            if names := clear(p, force):
                 _prepare(p, names)
             remove_work(spec)
             folder.manifest.unlink(missing_ok=True)
@@ -128,7 +131,7 @@ def _find_text(p: Preparation, names: list[str]) -> tuple[dict[str, Evaluation],
     manifest = Manifest(
         settings=settings(p.spec, p.team.hosts),
         shards=shards,
-        raw={name: p.spec.raw_digest(name) for name in names},
+        raw={name: raw_files.take(p.spec, name, p.workers.n, p.log) for name in names},
         index=index,
     )
     return evaluations, manifest
@@ -165,8 +168,9 @@ def _select(p: Preparation, selections: dict[str, Selection], evaluations: dict[
         for line in lines(selection, report):
             p.log(line)
         n_bytes += report["text_bytes"]
-    for selection in selections.values():
-        check_left(p.spec, selection)  # after all reports, to which its error points
+    for selection in selections.values():  # after all reports, to which the errors point
+        check_text(p.spec, selection)
+        check_left(p.spec, selection)
     return n_bytes
 
 

@@ -19,7 +19,8 @@ def report_of(
     selection: Selection, near: Near | None, overlap: Overlap | None, evaluations: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
     """read = kept in the splits + left out by reason, in entries: a document, or what stands where one should be (a
-    line that is no JSON, the rest of a file that breaks off)."""
+    line that is no JSON, the rest of a file that breaks off). as_read: what was done to come by text, such as the byte
+    order marks that were dropped."""
     scans, left_out = selection.scans, selection.left_out()
     kept = {split: int((selection.labels == label).sum()) for split, label in SPLITS.items()}
     examples: dict[str, list[str]] = {}
@@ -36,6 +37,7 @@ def report_of(
         "holding_nul": sum(s.n_nul for s in scans),
         "text_bytes": sum(s.n_text_bytes for s in scans),
         "examples": examples,
+        "as_read": dict(sum((Counter(s.notes) for s in scans), Counter[str]())),
         "files": selection.files(),
     }
     assert report["read"] == sum(kept.values()) + sum(left_out.values())
@@ -97,6 +99,7 @@ def lines(selection: Selection, report: Mapping[str, Any]) -> list[str]:
     out = [f"{name}: {counts}"]
     notes = {"cleaned_by_filters": "cleaned by filters", "holding_nul": "hold NUL"}
     out += [f"{name}: {report[key]} documents {said}" for key, said in notes.items() if report[key]]
+    out += [f"{name}: {n} {note.replace('_', ' ')}" for note, n in report["as_read"].items()]
     if near := report.get("near_duplicates"):
         cut = near["buckets_not_compared_in_full"]
         out.append(

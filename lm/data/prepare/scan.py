@@ -12,6 +12,7 @@ import heapq
 import io
 import json
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,9 @@ from lm.files import open_atomic, write_atomic
 EXCERPT_CHARS = 2048  # unit of the tokenizer's sample: short enough for variety, long enough for words in context
 EXAMPLES, EXAMPLE_CHARS = 3, 300  # what a report shows of each reason
 OVERLAP = "overlap"
+MENDED = "invalid_utf8"  # among the examples: such documents are kept
+FIRST_BYTES = 1 << 20  # of the text of a shard, in which a NUL is told
+SCAN_VERSION = 2  # of what a scan writes: those of a killed run of older code are made again
 
 
 def utf8_size(text: str) -> int:
@@ -46,7 +50,8 @@ class Hit(NamedTuple):
 class Scan(NamedTuple):
     """What was found: hashes uint64 [n] of a shard's entries; codes uint16 [n], numbers of `reasons`, of which the
     first is "" for what is kept; part_sizes int64 [p], entries of each part; how many were mended, cleaned or hold NUL,
-    and the bytes of all text; excerpts to learn from; up to EXAMPLES places for each reason; and what overlaps."""
+    the bytes of all text, and how many were documents with text; excerpts to learn from; up to EXAMPLES places for each
+    reason; what overlaps; how often sources noted what; and the place of a NUL in the first bytes, "" without."""
 
     hashes: np.ndarray
     codes: np.ndarray
@@ -56,9 +61,12 @@ class Scan(NamedTuple):
     n_cleaned: int
     n_nul: int
     n_text_bytes: int
+    n_documents: int
     sample: list[str]
     examples: dict[str, list[str]]
     hits: list[Hit]
+    notes: dict[str, int]
+    first_nul: str
 
     def digest(self) -> str:
         """A digest of all the text."""
@@ -93,7 +101,8 @@ class ScanJob:
 
     def run(self) -> None:
         hashes, codes, part_sizes = array("Q"), array("H"), []  # 8 bytes a document, of lists it would be some 40
-        n_mended = n_cleaned = n_nul = n_text_bytes = 0
+        n_mended = n_cleaned = n_nul = n_text_bytes = n_documents = 0
+        notes, first_nul = Counter[str](), ""
         reasons: dict[str, int] = {"": 0}
         examples: dict[str, list[str]] = {}
         hits: list[Hit] = []
@@ -105,7 +114,12 @@ class ScanJob:
                 before = len(hashes)
                 for entry in self.reading.entries(part):
                     text, reason = entry.text, entry.reason
-                    n_mended += entry.mended
+                    n_documents += entry.is_document
+                    if entry.mended:
+                        n_mended += 1
+                        _show(examples, MENDED, entry.at)
+                    if entry.notes:
+                        notes.update(entry.notes)
                     if index is not None and not reason:
                         evaluations, words = index.find(text)
                         if evaluations:
@@ -114,11 +128,12 @@ class ScanJob:
                     hashes.append(entry.hash)
                     codes.append(reasons.setdefault(reason, len(reasons)))
                     if reason:
-                        if len(shown := examples.setdefault(reason, [])) < EXAMPLES:
-                            shown.append(entry.at[:EXAMPLE_CHARS])
+                        _show(examples, reason, entry.at)
                         continue
                     n_cleaned += entry.cleaned
-                    n_nul += "\0" in text
+                    if "\0" in text:
+                        n_nul += 1
+                        first_nul = first_nul or (entry.at if n_text_bytes < FIRST_BYTES else "")
                     n_text_bytes += utf8_size(text)
                     if signatures is not None and self.near is not None:
                         signatures.write(self.near.signature(text).tobytes())
@@ -128,13 +143,14 @@ class ScanJob:
         # A corpus may have millions of hits.
         hits = [h if i < EXAMPLES else h._replace(at="") for i, h in enumerate(hits)]
         rest = {"reasons": list(reasons), "examples": examples, "hits": hits, "sample": sample.excerpts()}
+        rest |= {"notes": notes, "first_nul": first_nul}
         file = io.BytesIO()
         np.savez(
             file,
             hashes=np.frombuffer(hashes, np.uint64),
             codes=np.frombuffer(codes, np.uint16),
             part_sizes=np.array(part_sizes, np.int64),
-            numbers=np.array([n_mended, n_cleaned, n_nul, n_text_bytes], np.int64),
+            numbers=np.array([n_mended, n_cleaned, n_nul, n_text_bytes, n_documents], np.int64),
             rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
         )
         write_atomic(self.out, file.getvalue())  # after the signatures: `done` looks for it alone
@@ -142,7 +158,7 @@ class ScanJob:
     def result(self) -> Scan:
         with np.load(self.out) as z:
             rest = json.loads(z["rest"].tobytes())
-            n_mended, n_cleaned, n_nul, n_text_bytes = z["numbers"].tolist()
+            n_mended, n_cleaned, n_nul, n_text_bytes, n_documents = z["numbers"].tolist()
             return Scan(
                 hashes=z["hashes"],
                 codes=z["codes"],
@@ -152,10 +168,18 @@ class ScanJob:
                 n_cleaned=n_cleaned,
                 n_nul=n_nul,
                 n_text_bytes=n_text_bytes,
+                n_documents=n_documents,
                 sample=rest["sample"],
                 examples=rest["examples"],
                 hits=[Hit(*h) for h in rest["hits"]],
+                notes=rest["notes"],
+                first_nul=rest["first_nul"],
             )
+
+
+def _show(examples: dict[str, list[str]], reason: str, at: str) -> None:
+    if len(shown := examples.setdefault(reason, [])) < EXAMPLES:
+        shown.append(at[:EXAMPLE_CHARS])
 
 
 class _Sample:

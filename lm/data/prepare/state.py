@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterable
 
 from lm.data.made_from import CorpusSpec
+from lm.data.prepare import raw_files
+from lm.data.prepare.preparation import Preparation
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
 from lm.errors import UserError
-from lm.files import remove_temporary
+from lm.files import Log, remove_temporary
 
 
 def missing_sources(spec: CorpusSpec) -> list[str]:
@@ -29,29 +31,28 @@ def remove_work(spec: CorpusSpec) -> None:
         shutil.rmtree(spec.folder.work(name), ignore_errors=True)
 
 
-def check_raw(spec: CorpusSpec, names: Iterable[str]) -> None:
+def check_raw(spec: CorpusSpec, names: Iterable[str], threads: int, log: Log) -> None:
     """Raises UserError where the raw files of one of these sources are no more what its store was made from."""
     for name in names:
         store = spec.folder.store(name, "train")
-        raw = spec.raw_digest(name)
-        if raw is not None and raw != (prepared := Store(store).meta.raw):
+        if (changed := raw_files.difference(spec, name, Store(store).meta.raw, threads, log)) is not None:
             raise UserError(
-                f"{store}: expected raw files {str(prepared)[:12]} of data.sources[{name!r}], got {raw[:12]}: a file "
-                "was added, removed or changed; run `lm prepare --force`"
+                f"{store}: expected raw files of data.sources[{name!r}] as they were, got {changed}: a file was added, "
+                "removed or changed; run `lm prepare --force`, or put it back"
             )
 
 
-def clear(spec: CorpusSpec, force: bool) -> list[str]:
+def clear(p: Preparation, force: bool) -> list[str]:
     """Removes what a killed process left, with `force` all that was made of these sources too, and checks the raw files
     of what stays. Returns the sources to make. For host 0: the others write only to work and the splits."""
-    folder = spec.folder
+    spec, folder = p.spec, p.spec.folder
     for path in (folder.path, *map(folder.source, spec.sources)):
         remove_temporary(path.glob(".*"))
     remove_temporary(folder.raw.rglob(".*"))  # no other host writes there
     if force:
         _remove(spec)
     todo = missing_sources(spec)
-    check_raw(spec, spec.sources.keys() - set(todo))
+    check_raw(spec, spec.sources.keys() - set(todo), p.workers.n, p.log)
     return todo or ([] if folder.tokenizer.is_file() else list(spec.sources))
 
 
@@ -63,7 +64,7 @@ def _remove(spec: CorpusSpec) -> None:
     for name in spec.sources:
         for path in (*(folder.store(name, split) for split in SPLITS), folder.work(name), folder.raw / name):
             shutil.rmtree(path, ignore_errors=True)
-        for file in (folder.report(name), folder.signatures(name)):
+        for file in (folder.report(name), folder.signatures(name), folder.raw_files(name)):
             file.unlink(missing_ok=True)
     for name in spec.overlap.files if spec.overlap else ():
         shutil.rmtree(folder.evaluation(name), ignore_errors=True)

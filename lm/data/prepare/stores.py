@@ -10,7 +10,7 @@ import time
 from lm.data.corpus import check_tokenizer
 from lm.data.made_from import CorpusSpec
 from lm.data.prepare.manifest import Manifest
-from lm.data.prepare.scan import ScanJob
+from lm.data.prepare.scan import MENDED, ScanJob
 from lm.data.prepare.select import Selection
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.store.tokens import META, StoreMeta, docs_name, dtype_for, tokens_name, write_meta
@@ -18,6 +18,8 @@ from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.open import open_tokenizer, read_prepared
 from lm.errors import UserError
 from lm.files import Log, write_atomic
+
+MOST_INVALID = 0.01  # of documents: above that a source is in another encoding, or no text
 
 
 def check_left(spec: CorpusSpec, selection: Selection) -> None:
@@ -36,6 +38,28 @@ def check_left(spec: CorpusSpec, selection: Selection) -> None:
                 f"data.sources[{name!r}]: expected documents in {split}, got none: all of {n} fell elsewhere with "
                 f"validation_fraction={spec.validation_fraction}; change it, or cut the text into more documents"
             )
+
+
+def check_text(spec: CorpusSpec, selection: Selection) -> None:
+    """Raises UserError for a source that looks as if it were no text: with NUL in its first megabyte, or with more than
+    MOST_INVALID of its documents no UTF-8. Such documents would be garbage that nobody misses."""
+    name, scans, source = selection.name, selection.scans, spec.sources[selection.name]
+    if source.not_text == "keep":
+        return
+    keep = f"set {type(source).__name__}(not_text='keep') to keep them"
+    if scans[0].first_nul and not source.escapes_nul:
+        raise UserError(
+            f"data.sources[{name!r}]: expected text, got NUL in its first megabyte, at {scans[0].first_nul}; leave "
+            f"such documents out with data.filters=(Without(),), or {keep}"
+        )
+    n, n_mended = sum(s.n_documents for s in scans), sum(s.n_mended for s in scans)
+    if n_mended > MOST_INVALID * n:
+        first = next(s.examples[MENDED][0] for s in scans if s.n_mended)
+        raise UserError(
+            f"data.sources[{name!r}]: expected text in UTF-8, got other bytes in {n_mended} of {n} documents "
+            f"({n_mended / n:.1%}), the first at {first}; convert them (iconv -f LATIN1 -t UTF-8), leave them out with "
+            f"data.invalid_utf8=error data.on_error=skip, or {keep} with U+FFFD in place of these bytes"
+        )
 
 
 def known_tokenizer(spec: CorpusSpec) -> Tokenizer | None:

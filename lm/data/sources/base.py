@@ -6,17 +6,22 @@ order that never depends on how many processes there are. Decoding, deduplicatio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from lm.data.sources.files import download, find
+from lm.data.sources.files import download, find, found
 from lm.data.sources.templates import Missing, Template, one_field, parse_template
+from lm.data.system_errors import refuse
 from lm.errors import UserError
 from lm.files import is_remote
 
 MAX_DOCUMENT_BYTES = 64 << 20  # SentencePiece needs some 20 bytes for each of a text
+# What a corpus says of a field that it is made from (`lm.data.made_from`): only where it is set, since older ones do
+# not know it; or nothing, since it decides how the text is read and not what it is.
+WHEN_SET, NEVER = {"described": "when set"}, {"described": "never"}
 
 
 def stretch_bytes(total: int) -> int:
@@ -35,10 +40,12 @@ class Part(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A document as it was read. place: line or record in the part's file, for messages. raw: hopefully UTF-8."""
+    """A document as it was read. place: line or record in the part's file, for messages. raw: hopefully UTF-8. notes:
+    what was done to it or its file that a report should count, as words."""
 
     place: str
     raw: bytes
+    notes: tuple[str, ...] = ()
 
 
 class Problem(NamedTuple):
@@ -52,7 +59,16 @@ class Problem(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Base of all sources. A new one has `parts` and `read`; with `entries` in place of `read` it can also be read past
-    what is wrong in it."""
+    what is wrong in it.
+
+    not_text: a file that is no text (an archive, an image, one with NUL in its first megabyte), and a source of whose
+    documents more than 1% are no UTF-8, are refused; or kept, as if they were text. `escapes_nul`: its format can spell
+    NUL, so that one that is there was meant.
+    """
+
+    escapes_nul: ClassVar[bool] = False
+
+    not_text: Literal["refuse", "keep"] = field(default="refuse", metadata=WHEN_SET)
 
     def fetch(self, cache: Path, log: Callable[[str], None]) -> None:
         """Brings raw data that is far away into `cache`, where `parts` finds it; what is there already is kept."""
@@ -75,9 +91,15 @@ class Source:
         for document in self.read(part):
             yield document if len(document.raw) <= max_bytes else too_long(f"{part.path}: {document.place}", max_bytes)
 
-    def identity(self) -> list | None:
-        """What changes when the raw data does, or None if that cannot be told cheaply or the raw data is not here."""
+    def files(self) -> list[Path] | None:
+        """The files that the text is read from; None where it is from none, or they are not here."""
         return None
+
+    def identity(self) -> list | None:
+        """What changes when the raw data does, or None if that cannot be told cheaply or the raw data is not here. Of a
+        source with `files` their names, sizes and times, by which older corpora know them."""
+        files = self.files()
+        return None if files is None else [[str(p), s.st_size, s.st_mtime_ns] for p in files for s in [stat_of(p)]]
 
 
 class Checked(Source):
@@ -95,9 +117,9 @@ class Checked(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Checked):
-    """Base of sources of files. glob: their pattern, `**` included; they are read in the order of their names, unpacked
-    where they end in .gz or .zst (the extra `arrow`). One with a scheme (`gs://bucket/x/*.gz`, without `**`) is copied
-    to the corpus folder first."""
+    """Base of sources of files. glob: their pattern, with `**`, `{a,b}` and `~`, or the path of one; they are read in
+    the order of their names. One with a scheme (`gs://bucket/x/*.gz`, without `**`) is copied to the corpus folder
+    first."""
 
     glob: str
 
@@ -105,16 +127,16 @@ class Files(Checked):
         if is_remote(self.glob):
             download(self.glob, cache, log)
 
-    def identity(self) -> list | None:
-        return [[str(p), s.st_size, s.st_mtime_ns] for p in find(self.glob, None) for s in [p.stat()]] or None
+    def files(self) -> list[Path] | None:
+        try:
+            return find(self.glob, None) or None
+        except UserError:  # what may not be looked at here is compared where it may
+            return None
 
     def parts(self, cache: Path) -> list[Part]:
-        paths = find(self.glob, cache, refuse_dead_links=True)
-        if not paths:
-            raise UserError(f"{self.glob}: expected files, got no match in {Path.cwd()}; check the glob")
-        sizes = [path.stat().st_size for path in paths]
-        part_bytes = stretch_bytes(sum(sizes))
-        return [part for path, size in zip(paths, sizes, strict=True) for part in self._cut(path, size, part_bytes)]
+        sized = [(path, stat_of(path).st_size) for path in found(self.glob, cache)]
+        part_bytes = stretch_bytes(sum(size for _, size in sized))
+        return [part for path, size in sized for part in self._cut(path, size, part_bytes)]
 
     def _cut(self, path: Path, n_bytes: int, part_bytes: int) -> list[Part]:
         return [Part(str(path), 0, -1, n_bytes)]
@@ -147,6 +169,14 @@ class Fielded:
         except UnicodeEncodeError:  # an escape such as "\ud800", which is no character
             raw = text.encode("utf-8", errors="surrogatepass")
         return Document(place, raw) if len(raw) <= max_bytes else too_long(at(), max_bytes)
+
+
+def stat_of(path: Path) -> os.stat_result:
+    """The state of a raw file. UserError where that may not be known."""
+    try:
+        return path.stat()
+    except OSError as e:
+        raise refuse(path, e) from None
 
 
 def too_long(at: str, max_bytes: int) -> Problem:

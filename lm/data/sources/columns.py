@@ -5,15 +5,20 @@ They need pyarrow (the extra `arrow`), and nothing of Hugging Face. Only the col
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.data.sources.base import Checked, Document, Fielded, Files, Part, Problem, stretch_bytes
-from lm.data.sources.files import pyarrow, unreadable
+from lm.data.sources.arrow import pyarrow
+from lm.data.sources.base import Checked, Document, Fielded, Files, Part, Problem, stat_of, stretch_bytes
+from lm.data.sources.kinds import ARROW, ARROW_STREAM, PARQUET
+from lm.data.sources.opening import kind_of, unreadable
+from lm.data.system_errors import refuse, system_error
 from lm.errors import UserError, did_you_mean
 
 BATCH_ROWS = 256  # that are Python objects at once
@@ -43,22 +48,23 @@ class Parquet(Fielded, Files):
                 yield from _rows(self, part.path, n, batch, max_bytes)
                 n += batch.num_rows
         except (OSError, pyarrow().ArrowException, UnicodeDecodeError) as e:
-            yield Problem("unreadable", unreadable(part.path, _one_line(e)))
+            yield Problem("unreadable", _damaged(part.path, type(self).__name__, e))
 
 
 class _Batches(Fielded, Checked):
     """Record batches of Arrow IPC, as a file or a stream. Units of a part: batches."""
 
     def _arrow_parts(self, paths: list[Path]) -> list[Part]:
-        part_bytes = stretch_bytes(sum(p.stat().st_size for p in paths))
+        sizes_on_disk = {path: stat_of(path).st_size for path in paths}
+        part_bytes = stretch_bytes(sum(sizes_on_disk.values()))
         parts = []
         for path in paths:
             try:
                 sizes = [max(1, batch.nbytes) for batch in _batches(str(path))]
             except (OSError, pyarrow().ArrowException):
-                parts.append(Part(str(path), 0, 0, path.stat().st_size))
+                parts.append(Part(str(path), 0, 0, sizes_on_disk[path]))
                 continue
-            scale = path.stat().st_size / max(1, sum(sizes))
+            scale = sizes_on_disk[path] / max(1, sum(sizes))
             parts += _stretches(str(path), [round(s * scale) for s in sizes], part_bytes)
         return parts
 
@@ -77,7 +83,7 @@ class _Batches(Fielded, Checked):
                 n += batch.num_rows
             _check_again(part)  # only here: what was wrong with it may come after batches that are whole
         except (OSError, pyarrow().ArrowException, UnicodeDecodeError) as e:
-            yield Problem("unreadable", unreadable(part.path, _one_line(e)))
+            yield Problem("unreadable", _damaged(part.path, type(self).__name__, e))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +105,12 @@ class HFDataset(_Batches):
     def parts(self, cache: Path) -> list[Part]:
         return self._arrow_parts(self._files())
 
-    def identity(self) -> list | None:
-        if not Path(self.path).is_dir():
-            return None
-        return [[str(p), s.st_size, s.st_mtime_ns] for p in self._files() for s in [p.stat()]]
+    def files(self) -> list[Path] | None:
+        return self._files() if os.path.isdir(self.path) else None
 
     def _files(self) -> list[Path]:
         folder = Path(self.path)
-        if (folder / "dataset_dict.json").is_file():
+        if _is_file(folder / "dataset_dict.json"):
             splits = _strings(_read_json(folder / "dataset_dict.json").get("splits"), folder / "dataset_dict.json")
             if self.split not in splits:
                 raise UserError(
@@ -114,7 +118,7 @@ class HFDataset(_Batches):
                     + did_you_mean(self.split, splits)
                 )
             folder = folder / self.split
-        if not (folder / "state.json").is_file():
+        if not _is_file(folder / "state.json"):
             raise UserError(
                 f"{folder}: expected what datasets' save_to_disk wrote, got no state.json in it; check the path"
             )
@@ -130,7 +134,7 @@ class HFDataset(_Batches):
         named = [f.get("filename") if isinstance(f, dict) else f for f in state.get("_data_files") or ()]
         files = [folder / f for f in _strings(named, folder / "state.json")]
         for file in files:
-            if not file.is_file():
+            if not _is_file(file):
                 raise UserError(
                     f"{file}: expected it as {folder / 'state.json'} says, got nothing there; copy it again"
                 )
@@ -139,14 +143,30 @@ class HFDataset(_Batches):
         return files
 
 
+def _is_file(path: Path) -> bool:
+    """UserError where that may not be known."""
+    try:
+        return path.is_file()
+    except OSError as e:
+        raise refuse(path, e) from None
+
+
 def _check_again(part: Part) -> None:
     """Raises OSError for a part without units: its file could not be read when parts were made."""
     if part.stop == 0:
         raise OSError("a file that was damaged and changed since")
 
 
-def _one_line(error: BaseException) -> Exception:
-    return ValueError(str(error).strip().split("\n")[0])
+def _damaged(path: str, source: str, error: BaseException) -> str:
+    """Says in a line why a file in columns could not be read. source: that was to read it."""
+    if os.path.isdir(path):
+        error = IsADirectoryError(errno.EISDIR, "")
+    if isinstance(error, OSError) and (said := system_error(path, error)):
+        return said
+    kind, own = kind_of(path), (PARQUET,) if source == "Parquet" else (ARROW, ARROW_STREAM)
+    if kind is not None and kind not in own:
+        return f"{path}: expected {own[0].name}, got {kind.name}; {kind.way_out}"
+    return unreadable(path, ValueError(str(error).strip().split("\n")[0]))
 
 
 def _parquet(path: str) -> Any:
@@ -167,6 +187,8 @@ def _batches(path: str) -> Iterator[Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
+    except OSError as e:
+        raise refuse(path, e) from None
     except ValueError as e:
         raise UserError(f"{path}: expected JSON that datasets wrote, got {e}; copy it again") from None
     if not isinstance(found, dict):

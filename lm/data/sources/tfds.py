@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.data.sources.base import Checked, Document, Fielded, Part, Problem, stretch_bytes, too_long
-from lm.data.sources.files import unreadable
+from lm.data.sources.opening import unreadable
 from lm.data.sources.templates import Template, one_field
 from lm.data.sources.tfrecord import bytes_feature, read_records
 from lm.data.tf import tensorflow

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.data.store.unchanged import FileState, check_files
+from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import EOS_ID
 from lm.errors import UserError
 from lm.files import temporary_name, write_atomic
@@ -49,7 +50,8 @@ class Shard:
 @dataclass(frozen=True, kw_only=True)
 class StoreMeta:
     """`meta.json`. tokenizer, corpus: fingerprints. made_from: the settings that decide the content. raw: hash of the
-    raw files' names, sizes and times, where there are any. counts: what was left out or mended, in the whole source."""
+    raw files' names, sizes and checksums, where there are any; in older ones of their names, sizes and times. counts:
+    what was left out or mended, in the whole source."""
 
     version: int = VERSION
     dtype: str
@@ -160,6 +162,7 @@ def check_shard_files(folder: Path, number: int, shard: Shard, dtype: str) -> No
 class Store:
     """One prepared split, memory-mapped. Opening it checks version and file sizes, and reads no tokens."""
 
+    @system_errors()
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.meta = meta = _read_meta(self.path)
@@ -250,6 +253,7 @@ class Store:
         end = self.n_tokens if document + 1 == self.n_documents else self.document_start(document + 1)
         return self.read(start, end)
 
+    @system_errors()
     def verify(self) -> None:
         """Reads every file and compares checksums; UserError names the first that differs."""
         for i, shard in enumerate(self.meta.shards):

@@ -93,7 +93,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, make, m
 
 def test_invalid_utf8_is_counted_or_refused(tmp_path, make):
     (tmp_path / "raw").mkdir()
-    for i, text in enumerate(sample_texts(40)):
+    for i, text in enumerate(sample_texts(100)):
         (tmp_path / "raw" / f"{i:02d}.txt").write_bytes(text.encode() + (b"\xff\xfe" if i == 7 else b""))
     source = Text(glob=f"{tmp_path}/raw/*.txt")
     corpus = quiet(make(source))
@@ -237,6 +237,7 @@ def test_data_refuses_what_makes_no_sense(make):
         (dict(workers=0), "workers: expected at least 1"),
         (dict(validation_fraction=1.0), "validation_fraction"),
         (dict(invalid_utf8="ignore"), "invalid_utf8"),
+        (dict(sources={"a": Text(glob="x", not_text="skip")}), "not_text: expected 'refuse' or 'keep', got 'skip'"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**kw)
