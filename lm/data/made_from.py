@@ -21,8 +21,8 @@ from lm.data.documents.overlap import Overlap
 from lm.data.folder import CorpusFolder
 from lm.data.sources.base import NEVER, WHEN_SET, Source
 from lm.data.store.splits import SPLITS, TRAIN
-from lm.data.system_errors import refuse
 from lm.data.tokenizer.sentencepiece import SentencePiece
+from lm.system_errors import refuse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,32 +11,32 @@ import pytest
 from lm.data import open_corpus
 from lm.data.inspect.stats import find_stores, verify
 from lm.data.prepare.scan import ScanJob
-from lm.data.system_errors import system_error, system_errors
 from lm.errors import UserError
+from lm.system_errors import system_error, system_errors
 from tests.data.conftest import sample_texts
 from tests.data.prepare.test_prepare import make, quiet, write_jsonl  # noqa: F401
-from tests.data.sources.test_opening import as_nobody, open_to_all  # noqa: F401
+from tests.permissions import as_nobody, let_in
 
 
 @pytest.mark.parametrize(
     "name", ["tokenizer.model", "main/train/meta.json", "main/train/tokens-00000.bin", "main/train", "main"]
 )
-def test_a_corpus_that_may_not_be_read_says_so(tmp_path, make, as_nobody, name):  # noqa: F811
+def test_a_corpus_that_may_not_be_read_says_so(tmp_path, make, name):  # noqa: F811
     write_jsonl(tmp_path / "raw", sample_texts(40))
     data = make(tokenizer="gone.model")  # which is on another machine
     quiet(make())
-    open_to_all(tmp_path)
+    let_in(tmp_path)
     for path in (tmp_path / "corpus").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     path = tmp_path / "corpus" / name
     path.chmod(0)
     try:
         for call in (open_corpus, quiet):
-            with as_nobody, pytest.raises(UserError) as e:
+            with as_nobody(), pytest.raises(UserError) as e:
                 call(data)
             mode = "a+rx" if path.is_dir() else "a+r"
             assert "got permission denied; " in str(e.value) and f"(chmod {mode} {path})" in str(e.value)
-        with as_nobody, pytest.raises(UserError, match="got permission denied; "):
+        with as_nobody(), pytest.raises(UserError, match="got permission denied; "):
             list(verify(find_stores(data.path)))
     finally:
         path.chmod(0o755)
@@ -68,8 +68,8 @@ def test_what_is_no_fault_of_a_file_stays_what_it_is():
         assert e.value is error
 
 
-def test_a_folder_that_cannot_be_written_says_which_permission(tmp_path, as_nobody):  # noqa: F811
-    open_to_all(tmp_path)
-    with as_nobody:
+def test_a_folder_that_cannot_be_written_says_which_permission(tmp_path):  # noqa: F811
+    let_in(tmp_path)
+    with as_nobody():
         said = system_error(Path(tmp_path, "new"), PermissionError(errno.EACCES, ""))
     assert said is not None and f"chmod u+w {tmp_path})" in said

@@ -14,10 +14,10 @@ from lm.data.folder import RAW, CorpusFolder
 from lm.data.store.mirror import find_remote_stores, mirror
 from lm.data.store.splits import SPLITS
 from lm.data.store.tokens import META, Store
-from lm.data.system_errors import system_errors
 from lm.data.tokenizer.open import prepared_settings
 from lm.errors import UserError
 from lm.files import is_remote
+from lm.system_errors import system_errors
 
 BAR = 40  # characters of the fullest bucket
 

@@ -32,11 +32,11 @@ from lm.data.prepare.state import check_raw, clear, is_finished, remove_work
 from lm.data.prepare.stores import check_left, check_text, finish_source, known_tokenizer, make_tokenizer
 from lm.data.prepare.tokenize import TokenizeJob
 from lm.data.sources.base import Part, stretch_bytes
-from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import Tokenizer
 from lm.data.tokenizer.open import open_tokenizer
 from lm.errors import UserError
 from lm.files import Log, is_remote, locked, open_atomic
+from lm.system_errors import system_errors
 
 
 @system_errors()

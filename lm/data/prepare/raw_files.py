@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from lm.data.made_from import CorpusSpec
 from lm.data.sources.base import stat_of
-from lm.data.system_errors import refuse
 from lm.errors import UserError
 from lm.files import Log, write_atomic
+from lm.system_errors import refuse
 
 TAG = "sha256_"  # of a digest that is made of checksums
 BATCH_FILES, SMALL_BYTES = 64, 1 << 16

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from lm.data.sources.files import download, find, found
 from lm.data.sources.templates import Missing, Template, one_field, parse_template
-from lm.data.system_errors import refuse
 from lm.errors import UserError
 from lm.files import is_remote
+from lm.system_errors import refuse
 
 MAX_DOCUMENT_BYTES = 64 << 20  # SentencePiece needs some 20 bytes for each of a text
 # What a corpus says of a field that it is made from (`lm.data.made_from`): only where it is set, since older ones do

@@ -18,8 +18,8 @@ from lm.data.sources.arrow import pyarrow
 from lm.data.sources.base import Checked, Document, Fielded, Files, Part, Problem, stat_of, stretch_bytes
 from lm.data.sources.kinds import ARROW, ARROW_STREAM, PARQUET
 from lm.data.sources.opening import kind_of, unreadable
-from lm.data.system_errors import refuse, system_error
 from lm.errors import UserError, did_you_mean
+from lm.system_errors import refuse, system_error
 
 BATCH_ROWS = 256  # that are Python objects at once
 

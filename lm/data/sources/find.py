@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lm.data.system_errors import refuse
 from lm.errors import UserError, did_you_mean
+from lm.system_errors import refuse
 
 MOST_ALTERNATIVES = 100_000  # that braces may stand for
 LISTED = 4  # suffixes and names that a message shows

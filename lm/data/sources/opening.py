@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from lm.data.sources.kinds import HEAD_BYTES, SUFFIXES, Kind, encoding, is_text, not_text, packing
 from lm.data.sources.zstd import WINDOW_BYTES, WideWindow, Zstd
-from lm.data.system_errors import system_error
+from lm.system_errors import system_error
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a file that is cut, damaged or not ours raises
 MOST_PACKINGS = 3  # one inside another, as of a server that packs what is packed

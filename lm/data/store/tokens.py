@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.data.store.unchanged import FileState, check_files
-from lm.data.system_errors import system_errors
 from lm.data.tokenizer.base import EOS_ID
 from lm.errors import UserError
 from lm.files import temporary_name, write_atomic
+from lm.system_errors import system_errors
 
 VERSION = 1
 META = "meta.json"

@@ -182,8 +182,6 @@ def write_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pat
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder to write, got a file; give another path")
     found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if found and not overwrite:
         listed = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")

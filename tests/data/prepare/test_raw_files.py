@@ -18,7 +18,7 @@ from lm.errors import UserError
 from tests.data.conftest import sample_texts
 from tests.data.prepare.test_prepare import make, quiet, write_jsonl  # noqa: F401
 from tests.data.prepare.test_prepare_hosts import start
-from tests.data.sources.test_opening import as_nobody, open_to_all  # noqa: F401
+from tests.permissions import as_nobody, let_in
 
 
 def touch(path: Path, seconds: int = 100) -> None:
@@ -201,28 +201,28 @@ def test_hosts_with_other_times_prepare_one_corpus(tmp_path, make, monkeypatch):
     assert host_0.result(60).fingerprint == host_1.result(60).fingerprint
 
 
-def test_a_read_only_corpus_is_opened_after_a_touch(tmp_path, make, as_nobody):  # noqa: F811
+def test_a_read_only_corpus_is_opened_after_a_touch(tmp_path, make):  # noqa: F811
     write_jsonl(tmp_path / "raw", sample_texts(40))
     first = quiet(make())
-    open_to_all(tmp_path)
+    let_in(tmp_path)
     for path in tmp_path.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     touch(tmp_path / "raw/a.jsonl")
     tokenizer = tmp_path / "t.model"
     shutil.copy(make().tokenizer, tokenizer)
     tokenizer.chmod(0o644)
-    with as_nobody:
+    with as_nobody():
         assert quiet(make(tokenizer=str(tokenizer))).fingerprint == first.fingerprint
 
 
 def test_raw_files_that_may_not_be_looked_at_do_not_stop_a_run_and_those_that_are_needed_say_so(
     tmp_path,
     make,  # noqa: F811
-    as_nobody,  # noqa: F811
+    # noqa: F811
 ):
     write_jsonl(tmp_path / "raw", sample_texts(40))
     first = quiet(make())
-    open_to_all(tmp_path)
+    let_in(tmp_path)
     for path in (tmp_path / "corpus").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     tokenizer = tmp_path / "t.model"
@@ -230,11 +230,11 @@ def test_raw_files_that_may_not_be_looked_at_do_not_stop_a_run_and_those_that_ar
     tokenizer.chmod(0o644)
     data = make(tokenizer=str(tokenizer))
     (tmp_path / "raw").chmod(0)
-    with as_nobody:
+    with as_nobody():
         assert quiet(data).fingerprint == first.fingerprint
     (tmp_path / "raw").chmod(0o755)
     (tmp_path / "raw/a.jsonl").chmod(0)
-    with as_nobody:
+    with as_nobody():
         assert quiet(data).fingerprint == first.fingerprint  # size and time are as they were
     touch(tmp_path / "raw/a.jsonl")
     with (

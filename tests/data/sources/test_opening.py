@@ -29,10 +29,10 @@ from lm.data.sources.kinds import is_text, not_text, packing
 from lm.data.sources.opening import unreadable
 from lm.errors import UserError
 from tests.data.conftest import sample_texts
+from tests.permissions import as_nobody, let_in
 
 TEXT = "\n".join(sample_texts(30)).encode()
 LINES = "".join(f'{{"text": "line {i} é"}}\n' for i in range(30)).encode()
-NOBODY = 65534
 
 
 def zstd(content: bytes) -> bytes:
@@ -319,30 +319,8 @@ def test_columns_say_what_else_they_were_given(tmp_path):
         assert problem(source(glob=f"{tmp_path}/{name}")).message == f"{tmp_path}/{name}: {got}"
 
 
-@pytest.fixture
-def as_nobody():
-    """Root may read everything: within this the process is another user."""
-
-    class As:
-        def __enter__(self):
-            if os.geteuid() == 0:
-                os.setresuid(NOBODY, NOBODY, 0)
-
-        def __exit__(self, *error):
-            if os.getresuid()[2] == 0:
-                os.setresuid(0, 0, 0)
-
-    return As()
-
-
-def open_to_all(folder: Path) -> None:
-    for path in (folder, *folder.parents):
-        if path.is_relative_to("/tmp") and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o055)
-
-
-def test_a_file_that_may_not_be_read_says_so_and_not_to_fetch_it(tmp_path, as_nobody):
-    open_to_all(tmp_path)
+def test_a_file_that_may_not_be_read_says_so_and_not_to_fetch_it(tmp_path):
+    let_in(tmp_path)
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
     with pa.ipc.new_file(tmp_path / "a.arrow", pa.schema([("text", pa.string())])):
         pass
@@ -353,7 +331,7 @@ def test_a_file_that_may_not_be_read_says_so_and_not_to_fetch_it(tmp_path, as_no
         path = tmp_path / name
         path.chmod(0)
         for source in sources:
-            with as_nobody:
+            with as_nobody():
                 said = problem(source(glob=str(path)))
             assert said.reason == "unreadable"
             assert said.message == (
@@ -363,15 +341,15 @@ def test_a_file_that_may_not_be_read_says_so_and_not_to_fetch_it(tmp_path, as_no
 
 
 @pytest.mark.parametrize(("mode", "at"), [(0o600, "folder"), (0o644, "folder"), (0o000, "folder"), (0o711, "folder")])
-def test_a_folder_that_may_not_be_looked_into_says_so(tmp_path, as_nobody, mode, at):
+def test_a_folder_that_may_not_be_looked_into_says_so(tmp_path, mode, at):
     (tmp_path / "folder/inner").mkdir(parents=True)
     for name in ("a.txt", "inner/b.txt"):
         (tmp_path / "folder" / name).write_bytes(TEXT)
-    open_to_all(tmp_path)
+    let_in(tmp_path)
     (tmp_path / at).chmod(mode)
     try:
         for glob in ("folder/*.txt", "**/*.txt", "*/*.txt", "fold?r/[a-z].txt", "folder/{a,c}*.txt"):
-            with as_nobody, pytest.raises(UserError) as e:
+            with as_nobody(), pytest.raises(UserError) as e:
                 Text(glob=f"{tmp_path}/{glob}").parts(tmp_path)
             assert "permission denied; change its permissions (chmod a+rx " in str(e.value), glob
             assert str(tmp_path / at) in str(e.value)
@@ -379,13 +357,13 @@ def test_a_folder_that_may_not_be_looked_into_says_so(tmp_path, as_nobody, mode,
         (tmp_path / at).chmod(0o755)
 
 
-def test_a_saved_dataset_that_may_not_be_read_says_so(tmp_path, as_nobody):
-    open_to_all(tmp_path)
+def test_a_saved_dataset_that_may_not_be_read_says_so(tmp_path):
+    let_in(tmp_path)
     (tmp_path / "d").mkdir()
     (tmp_path / "d/state.json").write_text("{}")
     for path, mode in ((tmp_path / "d/state.json", 0), (tmp_path / "d", 0o644)):
         path.chmod(mode)
-        with as_nobody, pytest.raises(UserError, match="permission denied; change its permissions"):
+        with as_nobody(), pytest.raises(UserError, match="permission denied; change its permissions"):
             HFDataset(path=f"{tmp_path}/d").parts(tmp_path)
     (tmp_path / "d").chmod(0o755)
 

@@ -503,7 +503,7 @@ def test_a_full_folder_is_replaced_only_when_asked(tmp_path, monkeypatch):
         assert (target / "old").exists()
         (temporary / "new").touch()
     assert [path.name for path in target.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [target]
-    with pytest.raises(UserError, match="new: expected a folder to write, got a file"):
+    with pytest.raises(UserError, match="new: expected a folder, got a file; name another"):
         with write_folder(target / "new"):
             pytest.fail("entered")
     monkeypatch.chdir(target)
