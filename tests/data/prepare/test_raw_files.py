@@ -238,7 +238,7 @@ def test_raw_files_that_may_not_be_looked_at_do_not_stop_a_run_and_those_that_ar
         assert quiet(data).fingerprint == first.fingerprint  # size and time are as they were
     touch(tmp_path / "raw/a.jsonl")
     with (
-        as_nobody,
+        as_nobody(),
         pytest.raises(UserError, match=r"a.jsonl: expected a file that can be read, since its time .*chmod"),
     ):
         quiet(data)
