@@ -11,13 +11,16 @@ import collections
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 
 from lm.errors import UserError
+
+T = TypeVar("T")
 
 
 def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -123,6 +126,29 @@ def any_process(fact: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(fact)).any())
+
+
+def of_main(numbers: Sequence[int]) -> list[int]:
+    """The numbers that the first process has."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    n = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers))))
+    mine = np.array([*numbers, *[0] * n][:n], np.int64)
+    return [int(i) for i in multihost_utils.broadcast_one_to_all(mine)]
+
+
+def together(f: Callable[[], T]) -> T:
+    """f(), which raises UserError on all processes where it does on one: else those that go on would wait for it."""
+    error, result = None, None
+    try:
+        result = f()
+    except UserError as e:
+        error = e
+    if any_process(error is not None):
+        raise error or UserError("expected all processes to go on, got one that refuses; its log says why")
+    return cast(T, result)
 
 
 class StopSignal:

@@ -33,7 +33,7 @@ def check_folder(path: Path, name: str = "") -> None:
                 f"{at}: expected a folder, got a link to {os.readlink(there)}, which is not there; name another"
             )
         if not there.is_dir():
-            got = "a file" if there.samefile(path) else f"a path below the file {there}"
+            got = "a file" if there in (path, path.absolute()) else f"a path below the file {there}"
             raise UserError(f"{at}: expected a folder, got {got}; name another")
         os.listdir(there)
     except OSError as e:  # of looking: no permission, too long a name, a loop of links

@@ -259,11 +259,16 @@ def _is_installed(package: str) -> bool:
 
 
 def objects(folder: epath.Path) -> dict[str, int]:
-    """The objects below a folder in a store: their names, relative to it, and their bytes. One request a thousand."""
+    """The objects below a folder in a store: their names, relative to it, and their bytes. One request a thousand.
+    OSError for what the client raises."""
+    from google.api_core import exceptions
     from google.cloud import storage
 
     bucket, prefix = folder.parts[2], "/".join(folder.parts[3:]) + "/"
-    found = storage.Client().list_blobs(bucket, prefix=prefix)
+    try:
+        found = list(storage.Client().list_blobs(bucket, prefix=prefix))
+    except exceptions.GoogleAPICallError as e:
+        raise OSError(None, str(e), str(folder)) from e
     return {blob.name.removeprefix(prefix): blob.size for blob in found if not blob.name.endswith("/")}
 
 

@@ -186,7 +186,7 @@ def test_sigterm_before_the_first_step_exits_85_and_leaves_nothing(tmp_path):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 85
-    assert_one_line(err, "lm train: stopped before the first step", "run it again")
+    assert_one_line(err, "lm train: stopped outside of the steps: nothing new to save; run it again")
     assert not (tmp_path / "run").exists()
 
 
@@ -251,6 +251,26 @@ def test_a_failure_of_the_system_is_one_line(lm, monkeypatch):
     code, _, err = lm("describe", "quickstart")
     assert code == 2
     assert_one_line(err, "lm describe: error: /nowhere/at/all: expected the file that was found there", "run again")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), 75),
+        (TimeoutError("no answer\nfor a minute"), 75),
+        (BrokenPipeError(32, "Broken pipe"), 75),  # not of the standard output
+        (OSError("the store said 503"), 75),
+        (OSError(28, "No space left on device", "/data/x"), 2),
+    ],
+)
+def test_a_failure_of_the_network_may_be_tried_again(lm, monkeypatch, error, expected):
+    def broken(args):
+        raise error
+
+    monkeypatch.setattr(cli, "COMMANDS", [command._replace(run=broken) for command in cli.COMMANDS])
+    code, _, err = lm("describe", "quickstart")
+    assert code == expected
+    assert_one_line(err, "lm describe: error: ")
 
 
 @pytest.mark.parametrize(

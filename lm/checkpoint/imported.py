@@ -34,9 +34,9 @@ class ImportRecord:
         if not (folder / RECORD).is_file():
             return cls()
         value = _read(folder / RECORD)
-        names = lambda name: tuple(value.get(name, ()))
+        names = lambda name: tuple(map(str, found)) if isinstance(found := value.get(name), list) else ()
         return cls(
-            architecture=value.get("architecture", ""),
+            architecture=str(value.get("architecture", "")),
             untrained=names("untrained"),
             ignored_fields=names("ignored_fields"),
             notes=names("notes"),

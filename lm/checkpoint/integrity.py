@@ -8,6 +8,7 @@ steps that older versions saved without checksums.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -19,7 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
+from lm.errors import UserError
 from lm.files import is_remote, write_atomic
+from lm.system_errors import refuse
 from lm.workdir import objects
 
 CHECKSUMS = "checksums.json"
@@ -30,7 +33,9 @@ JSON_ITEMS = {"meta": "metadata", "metrics": "metrics"}  # item -> its file
 PACKED = "manifest.ocdbt"  # of items that older versions packed
 READERS = 8  # files at a time: a disk serves several readers faster than one
 PIECE = 4 << 20  # bytes
-SMALL = 64 << 10  # bytes: read at a quick look too, since metadata is in such files
+SMALL = 64 << 10  # bytes: read at a quick look too
+METADATA = ("metadata", "metrics", "_METADATA")  # read at any look: of what is in them more is decided
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EIO)  # of a file; others pass
 
 LOOK = "`lm checkpoints list RUN` says which steps are whole"
 
@@ -54,10 +59,6 @@ class Step(NamedTuple):
     items: tuple[str, ...]
     n_bytes: int
     sealed: bool  # has checksums
-
-    @property
-    def number(self) -> int:
-        return int(self.folder.name)
 
 
 def steps(checkpoints: epath.Path) -> list[int]:
@@ -98,13 +99,16 @@ def damage(
 ) -> Damage | None:
     """The first file of a step folder that is not as it was saved; None: no such file is known of.
 
-    items: those that are looked at; None: all that it should have. depth: `quick` reads no large file. share: (i, n) of
-    process i of n that read each a part of the files.
+    items: those that are looked at; None: all that it should have. depth: `quick` reads no large file but metadata.
+    share: (i, n) of process i of n that read each a part of the files. UserError where that cannot be told: the system
+    does not let us look now, or a newer version has saved the step.
     """
     try:
         files = _files(folder)
         said = _expected_items(folder) if items is None else set(items)
-        if CHECKSUMS not in files:
+        if CHECKSUMS not in files or is_remote(folder):
+            if CHECKSUMS not in files and not is_remote(folder) and _says(folder).get("custom_metadata"):
+                return Damage(CHECKSUMS, "missing")
             return _lacking(folder, files, said) or (None if depth == "quick" else _unpacked(folder, files, said))
         table = _checksums(folder)
         if gone := sorted(item for item in said if not any(name.startswith(f"{item}/") for name in table)):
@@ -112,9 +116,15 @@ def damage(
         within = {name: e for name, e in table.items() if name.partition("/")[0] in said}
         return _compare(folder, files, within, depth, share)
     except OSError as e:
+        if e.errno not in DAMAGE:
+            raise refuse(e.filename or folder, e) from e
         return Damage(_relative(folder, e.filename), e.strerror or str(e))
     except _UnreadableError as e:
         return Damage(*e.args)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, UserError):
+            raise
+        return Damage("metadata", f"expected that of arrays, got something else ({type(e).__name__}: {e})")
 
 
 class _UnreadableError(Exception):
@@ -127,7 +137,8 @@ def _compare(folder: epath.Path, files: dict[str, int], table: dict, depth: Dept
             return Damage(name, "missing")
         if files[name] != n_bytes:
             return Damage(name, f"expected {n_bytes} bytes, got {files[name]}")
-    names = [name for name in sorted(table) if depth == "full" or table[name][0] <= SMALL]
+    small = lambda name: table[name][0] <= SMALL or name.rpartition("/")[2] in METADATA
+    names = [name for name in sorted(table) if depth == "full" or small(name)]
     with ThreadPoolExecutor(READERS) as pool:
         mine = names[share[0] :: share[1]]
         for name, crc in zip(mine, pool.map(lambda name: _crc32(folder, name), mine), strict=True):
@@ -194,18 +205,26 @@ def _unpacked(folder: epath.Path, files: dict[str, int], items: Collection[str])
 def _expected_items(folder: epath.Path) -> set[str]:
     """The items that were saved, as the step's own metadata says; those that are there where it says nothing."""
     there = {p.name for p in folder.iterdir() if p.is_dir()}
+    return there | set(_says(folder).get("item_handlers") or ()) | {"meta", "params"}
+
+
+def _says(folder: epath.Path) -> dict[str, Any]:
+    """What Orbax wrote of the step; {} where that is damaged, as nothing else needs it."""
     try:
-        said = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["item_handlers"]
-        return there | set(said) | {"meta", "params"}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return there | {"meta", "params"}
+        said = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _checksums(folder: epath.Path) -> dict[str, list]:
     table = _json(folder, CHECKSUMS)
+    if table.get("algorithm", ALGORITHM) != ALGORITHM:
+        raise UserError(
+            f"{folder}: expected checksums of {ALGORITHM}, got {table['algorithm']!r}: a newer version has saved it; "
+            "update this one"
+        )
     try:
-        if table["algorithm"] != ALGORITHM:
-            raise _UnreadableError(CHECKSUMS, f"expected {ALGORITHM}, got {table['algorithm']!r}, of a newer version")
         return {name: [int(n_bytes), str(crc)] for name, (n_bytes, crc) in table["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise _UnreadableError(CHECKSUMS, f"expected sizes and checksums, got {type(e).__name__}: {e}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -57,6 +58,8 @@ class Checkpoints:
         self._arrays = array_handler()
         self._seen = dict[tuple[int, str], Damage | None]()  # items that were read through
         self._reread = list[Future]()
+        # Else a step that has lost its checksums would be taken for one of an older version.
+        self._sealed_by = None if self.workdir.is_remote else {"checksums": integrity.ALGORITHM}
         if policy is not None:
             self._manager = self._saving(policy)
 
@@ -84,10 +87,10 @@ class Checkpoints:
         """Finds the newest step that can be restored. It is read through, and of those before it what is small. All
         processes of a run find the same. compare: refuses a step; called before it is read through."""
         whole, damaged = None, dict[int, Damage]()
-        for step in reversed(self.steps()):
+        for step in reversed(distributed.of_main(self.steps())):
             found = self._damage(step, None, "quick")
             if found is None and whole is None:
-                compare(step)
+                distributed.together(functools.partial(compare, step))
                 found = self._damage(step, None)
                 whole = step if found is None else None
             if found is not None:
@@ -109,13 +112,13 @@ class Checkpoints:
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), **arrays)
         with self._disk_errors():
             # The loop decides, not Orbax's own interval.
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, metrics=metrics, force=True, custom_metadata=self._sealed_by)
 
     def save_params(self, step: int, params: dict[str, Any], meta: Meta) -> None:
         """Saves weights alone, of a model that was not trained here; nothing can be resumed from them."""
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta.encode()), params=ocp.args.PyTreeSave(params))
         with self._disk_errors():
-            self._manager.save(step, args=args, force=True)
+            self._manager.save(step, args=args, force=True, custom_metadata=self._sealed_by)
 
     def meta(self, step: int) -> Meta:
         """What stands beside the arrays of a step."""
@@ -190,10 +193,10 @@ class Checkpoints:
         of them does."""
         if items is not None and all(self._seen.get((step, item), False) is None for item in items):
             return None
-        me, n = (jax.process_index(), jax.process_count()) if depth == "full" else (0, 1)
+        share = (jax.process_index(), jax.process_count()) if depth == "full" else (0, 1)
         folder = self.folder / str(step)
-        found = integrity.damage(folder, items, depth, (me, n))
-        if n > 1 and distributed.any_process(found is not None):
+        found = distributed.together(lambda: integrity.damage(folder, items, depth, share))
+        if distributed.any_process(found is not None):
             found = found or Damage("a file", "another process found it damaged")
         if depth == "full":
             self._seen |= {(step, item): found for item in (integrity.look(folder).items if items is None else items)}
@@ -203,7 +206,7 @@ class Checkpoints:
         whole = [s for s in self.steps() if s != step and not integrity.damage(self.folder / str(s), depth="quick")]
         way_out = "there is no other that is whole; bring its files back"
         if whole:
-            way_out = f"the newest whole one is step {whole[-1]}: take --step {whole[-1]}, or move this folder away"
+            way_out = f"step {whole[-1]} is whole by names and sizes: take --step {whole[-1]}, or move this folder away"
         return f"{self.folder / str(step)}: expected a whole checkpoint, got a damaged one: {found}; {way_out}"
 
     @contextlib.contextmanager
@@ -215,7 +218,12 @@ class Checkpoints:
             if isinstance(e, UserError):
                 raise
             what = str(e).strip().partition("\n")[0].partition(" [")[0]
-            raise UserError(self._damaged(step, Damage("cannot be read", what))) from e
+            folder = self.folder / str(step)
+            if integrity.look(folder).sealed:
+                raise UserError(
+                    f"{folder}: expected to read it, got {what}; its files are as they were saved: try again"
+                ) from e
+            raise UserError(self._damaged(step, Damage("a file", f"cannot be read: {what}"))) from e
 
     def _saved(self, folder: epath.Path) -> None:
         """Reads a step again that was just saved, where the policy says so: on a thread of its own."""
@@ -226,9 +234,10 @@ class Checkpoints:
         pool.shutdown(wait=False)
 
     def _verify(self, folder: epath.Path) -> None:
-        _drop_cached(folder)
+        with contextlib.suppress(OSError):  # which the next look names
+            _drop_cached(folder)
         found = integrity.damage(folder)
-        if folder.is_dir():  # else the policy has let go of it
+        if int(folder.name) in self._manager.all_steps():  # else the policy has let go of it meanwhile
             self._log(
                 f"checkpoint of step {folder.name} " + (f"is damaged: {found}" if found else "is as it was saved")
             )
@@ -255,7 +264,8 @@ def _drop_cached(folder: epath.Path) -> None:
         if path.is_file():
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
-                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _items(state: Any) -> dict[str, Any]:

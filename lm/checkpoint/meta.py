@@ -37,7 +37,12 @@ class Meta:
         """What stands in a step folder. Raises UserError where it does not, or is damaged."""
         if found := integrity.damage(step, ("meta",)):
             raise UserError(f"{step}: expected a whole checkpoint, got a damaged one: {found}; {integrity.LOOK}")
-        return cls.decode(json.loads((step / "meta" / integrity.JSON_ITEMS["meta"]).read_bytes()))
+        try:
+            return cls.decode(json.loads((step / "meta" / integrity.JSON_ITEMS["meta"]).read_bytes()))
+        except (TypeError, KeyError, ValueError) as e:
+            raise UserError(
+                f"{step}/meta: expected what a run keeps beside its arrays, got something else ({e}); {integrity.LOOK}"
+            ) from e
 
 
 def latest_meta(workdir: Workdir) -> Meta | None:

@@ -10,6 +10,7 @@ from etils import epath
 
 from lm.checkpoint import integrity
 from lm.errors import UserError
+from lm.files import is_remote
 from lm.workdir import Workdir
 
 
@@ -34,6 +35,8 @@ def verify(workdir: str | Path | Workdir, step: int | None = None) -> Iterator[s
         began = time.perf_counter()
         found = integrity.damage(folder / str(n))
         seconds = time.perf_counter() - began
+        if found is not None and not (folder / str(n)).is_dir():
+            continue  # a live run has let go of it meanwhile
         if found is not None:
             damaged.append(n)
             yield f"step {n}: damaged: {found}"
@@ -67,5 +70,5 @@ def _row(folder: epath.Path) -> tuple[str, str, str, str]:
 def _state(step: integrity.Step, *, read: bool) -> str:
     if step.sealed:
         return "whole" if read else "whole by names and sizes"
-    remote = integrity.is_remote(step.folder)
-    return "whole by names and sizes" + ("; the store keeps checksums" if remote else ", saved without checksums")
+    more = "; the store keeps checksums" if is_remote(step.folder) else ", saved without checksums"
+    return f"whole by names and sizes{more}"

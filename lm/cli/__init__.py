@@ -7,6 +7,7 @@ A command is a function below `@command(...)` in one of the modules here. It imp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -38,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     def refuse(line: str, code: int = errors.EXIT_USER) -> int:
-        print(f"lm {args.command}: {line}", file=sys.stderr)
-        if args.traceback:
-            traceback.print_exc()
+        with contextlib.suppress(OSError):  # nobody reads that either: the exit code says it
+            print(f"lm {args.command}: {line}", file=sys.stderr)
+            if args.traceback:
+                traceback.print_exc()
         return code
 
     try:
@@ -49,12 +51,13 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except errors.UserError as e:
         return refuse(f"error: {e}")
-    except BrokenPipeError:
-        return errors.EXIT_PIPE
     except OSError as e:
-        return refuse(f"error: {surroundings.explain(e)}")
+        if isinstance(e, BrokenPipeError) and surroundings.is_unread():
+            return errors.EXIT_PIPE
+        line = f"error: {errors.UserError(surroundings.explain(e))}"
+        return refuse(line, errors.EXIT_INFRASTRUCTURE if surroundings.may_pass(e) else errors.EXIT_USER)
     except surroundings.StoppedError:
-        return refuse("stopped before the first step: nothing new to save; run it again", errors.EXIT_PREEMPTED)
+        return refuse("stopped outside of the steps: nothing new to save; run it again", errors.EXIT_PREEMPTED)
     except KeyboardInterrupt:
         return refuse("interrupted", 130)
     except Exception:

@@ -38,7 +38,7 @@ SAMPLING: dict[str, Any] = {
 )
 def _train(args: argparse.Namespace) -> int:
     stop_on_sigterm()
-    sys.stdout = Outliving(sys.stdout)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Outliving(sys.stdout), Outliving(sys.stderr)  # type: ignore[assignment]
     from lm import compilation, config, distributed
 
     resolved = config.resolve(args.recipe, args.overrides)

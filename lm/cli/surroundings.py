@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ def stop_on_sigterm() -> None:
 
 def show_any_text() -> None:
     """Lets a terminal that is not UTF-8 show what it cannot as `\\xe9`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
@@ -108,7 +112,7 @@ def check_jax() -> None:
         why = str(e).strip().split("\n")[0] or "none"
         raise errors.UserError(
             f"JAX_PLATFORMS={asked}: expected a platform that is here, got {why!r}; unset it, or install JAX for it: "
-            "pip install 'jax[cuda12]'"
+            "pip install 'jax[cuda12]' or 'jax[tpu]'"
         ) from None
 
 
@@ -118,3 +122,18 @@ def explain(e: OSError) -> str:
         return said
     what = e.strerror or str(e) or type(e).__name__
     return f"expected to be able to go on, got {what} (--traceback: where); mend that, then run it again"
+
+
+def may_pass(e: OSError) -> bool:
+    """Says whether a failure is of the network, which another try may not meet."""
+    return isinstance(e, ConnectionError | TimeoutError) or (e.errno is None and e.filename is None)
+
+
+def is_unread() -> bool:
+    """Says whether whoever read the standard output has gone."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except OSError:  # no file of the system's
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

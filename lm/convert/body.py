@@ -38,6 +38,7 @@ def body_of(model: Model, config: Mapping[str, Any]) -> Model:
 
 
 def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by path."""
     return {path: tuple(leaf.shape) for path, leaf in paths(models.abstract(model).params).items()}
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from lm.files import write_atomic
+from lm.files import is_remote, write_atomic
 from lm.training.uploads import Uploads
 from lm.workdir import Workdir
 
@@ -101,10 +102,14 @@ class _Records:
         here = workdir if self._uploads is None else self._uploads.here
         if self._uploads is not None and workdir.metrics.exists():
             workdir.metrics.copy(here.metrics)  # an object cannot be appended to: its records go on in a file here
-        if damaged := _truncate(Path(here.metrics), start_step, first):
-            aside = workdir.metrics.with_name("metrics.damaged.txt")
-            aside.write_bytes((aside.read_bytes() if aside.exists() else b"") + b"".join(damaged))
-            log(f"{workdir.metrics}: {len(damaged)} line(s) that are no records are set aside in {aside.name}")
+        if here.metrics.exists():
+            kept, damaged = _kept(here.metrics.read_bytes(), start_step, first)
+            if damaged:  # before they are dropped
+                aside = workdir.metrics.with_name("metrics.damaged.txt")
+                before = aside.read_bytes() if aside.exists() else b""
+                _write(aside, before + b"".join(damaged))
+                log(f"{workdir.metrics}: {len(damaged)} line(s) that are no records are set aside in {aside.name}")
+            write_atomic(Path(here.metrics), b"".join(kept))  # killed here, the old file stays
         self._file = open(here.metrics, "a", encoding="utf-8")
         # TensorBoard then hides what a killed run wrote after the step.
         self._tensorboard = SummaryWriter(str(here.tensorboard), purge_step=start_step + 1 if start_step else None)
@@ -137,13 +142,11 @@ def _scalars(record: dict[str, Any], at: str = "") -> dict[str, float]:
     return out
 
 
-def _truncate(path: Path, step: int, again: tuple[str, int]) -> list[bytes]:
-    """Drops the records after `step` and the one that is written again; gives the lines that are no records, which it
-    drops too."""
-    if not path.exists():
-        return []
+def _kept(content: bytes, step: int, again: tuple[str, int]) -> tuple[list[bytes], list[bytes]]:
+    """Returns the lines of the records up to `step`, without the one that is written again; and those that are no
+    records."""
     kept, damaged = list[bytes](), list[bytes]()
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = content.splitlines(keepends=True)
     for line in lines:
         try:
             record = json.loads(line)
@@ -152,8 +155,14 @@ def _truncate(path: Path, step: int, again: tuple[str, int]) -> list[bytes]:
         except (ValueError, KeyError, TypeError, RecursionError):
             if line is not lines[-1] or line.endswith(b"\n"):  # else the half line of a killed run
                 damaged.append(line)
-    write_atomic(path, b"".join(kept))  # killed here, the old file stays
-    return damaged
+    return kept, damaged
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    if is_remote(path):
+        path.write_bytes(content)
+    else:
+        write_atomic(Path(path), content)
 
 
 def duration(seconds: float) -> str:

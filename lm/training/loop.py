@@ -137,7 +137,7 @@ class Loop:
                         self.save(at, state, evaluation)
                 if ending or stopping:
                     break
-            with clock.phase("save"):  # here, since a SIGTERM outside ends the process, its checkpoint half written
+            with clock.phase("save"):  # here, since outside a SIGTERM ends the process, the checkpoint unfinished
                 self.checkpoints.wait()
         preempted = stopping and not ending
         if preempted:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -41,6 +43,13 @@ def run(saved, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+def unseal(step: Path) -> None:
+    """Makes it a step of an older version, which had no checksums."""
+    (step / "checksums.json").unlink()
+    path = step / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))
+
+
 def digest(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
@@ -65,7 +74,9 @@ def test_every_damage_of_the_newest_step_is_found_and_the_one_before_taken(run, 
     whole = checkpoints.newest_whole()
     assert whole.step == 3 and list(whole.damaged) == [6]
     assert name in str(whole.damaged[6])
-    with pytest.raises(UserError, match=r"6.*: expected a whole checkpoint.*newest whole one is step 3: take --step 3"):
+    with pytest.raises(
+        UserError, match=r"6.*: expected a whole checkpoint.*step 3 is whole by names and sizes: take --step 3"
+    ):
         checkpoints.meta(6), checkpoints.restore(6, abstract(make_state(6, ema=make_state(7).params)))
     state = make_state(3, ema=make_state(4).params)
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(3, abstract(state)), state)
@@ -82,6 +93,33 @@ def test_what_is_wrong_names_the_file_and_the_bytes(run):
     assert str(integrity.damage(step, depth="quick")) == f"{name}: expected {size} bytes, got {size - 1}"
     (step / name).unlink()
     assert str(integrity.damage(step)) == f"{name}: missing"
+
+
+def test_a_quick_look_reads_metadata_of_any_size(tmp_path):
+    """That of a large vocabulary, in which a byte is changed: what is decided by it must be right."""
+    meta = dataclasses.replace(META, tokenizer=bytes(200_000))
+    with contextlib.closing(Checkpoints(tmp_path, Checkpoint(keep_last=9))) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), meta)
+            checkpoints.wait()
+    flip(tmp_path / "checkpoints" / "2", "meta")
+    assert "meta/metadata: expected CRC-32" in str(integrity.damage(tmp_path / "checkpoints" / "2", depth="quick"))
+    whole = Checkpoints(tmp_path).newest_whole(lambda step: Checkpoints(tmp_path).meta(step))
+    assert whole.step == 1 and list(whole.damaged) == [2]
+
+
+def test_a_step_that_lost_its_checksums_is_none_of_an_older_version(run):
+    (run / "checkpoints" / "6" / "checksums.json").unlink()
+    assert str(integrity.damage(run / "checkpoints" / "6")) == "checksums.json: missing"
+
+
+def test_what_passes_is_no_damage_and_nothing_is_set_aside(run, monkeypatch):
+    def too_many(folder):
+        raise OSError(errno.EMFILE, "Too many open files", str(folder))
+
+    monkeypatch.setattr(integrity, "_files", too_many)
+    with pytest.raises(UserError, match="too many open files; raise `ulimit -n`"):
+        Checkpoints(run).newest_whole()
 
 
 def test_damage_elsewhere_does_not_keep_the_weights_from_being_read(run):
@@ -121,7 +159,7 @@ def test_a_step_without_checksums_is_looked_at_by_names_sizes_and_what_reads_it(
             with contextlib.closing(Checkpoints(tmp_path, Checkpoint())) as checkpoints:
                 checkpoints.save(4, state, META)
             (tmp_path / "checkpoints" / "4").rename(tmp_path / "4")
-            (tmp_path / "4" / "checksums.json").unlink()
+            unseal(tmp_path / "4")
             step.parent.mkdir()
             (tmp_path / "4").rename(step)
         assert integrity.damage(step) is None
@@ -130,7 +168,7 @@ def test_a_step_without_checksums_is_looked_at_by_names_sizes_and_what_reads_it(
 
 
 def test_an_older_step_is_restored_and_said_to_have_no_checksums(run, capsys):
-    (run / "checkpoints" / "6" / "checksums.json").unlink()
+    unseal(run / "checkpoints" / "6")
     state = make_state(6, ema=make_state(7).params)
     jax.tree.map(np.testing.assert_array_equal, Checkpoints(run).restore(6, abstract(state)), state)
     assert "/6: saved without checksums" in capsys.readouterr().err
@@ -139,7 +177,12 @@ def test_an_older_step_is_restored_and_said_to_have_no_checksums(run, capsys):
 def test_checksums_of_another_kind_are_not_taken_for_damage_of_the_arrays(run):
     path = run / "checkpoints" / "6" / "checksums.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"algorithm": "md17"}))
-    assert str(integrity.damage(path.parent)) == "checksums.json: expected crc32, got 'md17', of a newer version"
+    before = digest(run)
+    with pytest.raises(
+        UserError, match="expected checksums of crc32, got 'md17': a newer version has saved it; update"
+    ):
+        Checkpoints(run).newest_whole()
+    assert digest(run) == before
 
 
 def test_a_save_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
@@ -199,7 +242,7 @@ def test_a_step_that_is_set_aside_is_as_it_was_and_no_step_any_more(run):
 
 def test_list_says_step_items_bytes_and_state(run):
     step = run / "checkpoints" / "6"
-    (run / "checkpoints" / "3" / "checksums.json").unlink()
+    unseal(run / "checkpoints" / "3")
     n_bytes = sum(p.stat().st_size for p in step.rglob("*") if p.is_file())
     lines = report.listing(run).splitlines()
     assert lines[0].split() == ["step", "items", "bytes", "state"]
