@@ -193,7 +193,7 @@ def out_of(run: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("vocab_size", [2, 5, 7])
+@pytest.mark.parametrize("vocab_size", slow_but([5], [2, 5, 7]))
 @pytest.mark.parametrize("name", ["gpt2", "bert masked lm", "t5", "bart", "marian"])
 def test_a_vocabulary_without_room_for_special_ids_is_taken_or_refused_in_one_line(name, vocab_size, tmp_path, capsys):
     case = CASES[name]

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_corpus_may_be_made_while_a_thread_loads_tensorflow():
     code = """
 import importlib, threading
