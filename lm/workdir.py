@@ -200,12 +200,13 @@ class Workdir:
         return f"{self}: in use by a live run (process {holder}); wait for it, stop it, or take another --workdir"
 
 
-def write(path: epath.Path, text: str) -> None:
+def write(path: epath.Path, text: str | bytes) -> None:
     """Writes all of `text` under `path`, or nothing: a store shows an object when it is complete."""
+    content = text.encode() if isinstance(text, str) else text
     if is_remote(path):
-        path.write_bytes(text.encode())
+        path.write_bytes(content)
     else:
-        write_atomic(Path(path), text.encode())
+        write_atomic(Path(path), content)
 
 
 @contextlib.contextmanager

@@ -14,16 +14,16 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
 from lm.errors import UserError
-from lm.files import is_remote, write_atomic
+from lm.files import is_remote
 from lm.system_errors import refuse
-from lm.workdir import objects
+from lm.workdir import objects, write
 
 CHECKSUMS = "checksums.json"
 ALGORITHM = "crc32"  # 3.9 GiB/s on a core, faster than disks; sha256 1.7
@@ -73,24 +73,21 @@ def steps(checkpoints: epath.Path) -> list[int]:
 def look(folder: epath.Path) -> Step:
     """What a step folder holds."""
     files = _files(folder)
-    items = sorted({name.partition("/")[0] for name in files if "/" in name})
-    return Step(folder, tuple(items), sum(files.values()), CHECKSUMS in files)
+    return Step(folder, tuple(sorted(_items(files))), sum(files.values()), CHECKSUMS in files)
 
 
 def seal(folder: epath.Path) -> Damage | None:
     """Writes the checksums of a folder whose files are all written; gives what a restore would miss, and then writes
     nothing."""
     files = _files(folder)
-    items = {name.partition("/")[0] for name in files if "/" in name}
-    if lacking := _lacking(folder, files, items):
+    if lacking := _lacking(folder, files, _items(files)):
         return lacking
     if not is_remote(folder):
         names = sorted(name for name in files if name not in WRITTEN_LATER)
         with ThreadPoolExecutor(READERS) as pool:
             sums = pool.map(lambda name: _crc32(folder, name), names)
             table = {name: [files[name], crc] for name, crc in zip(names, sums, strict=True)}
-        text = json.dumps({"algorithm": ALGORITHM, "files": table}, indent=0)
-        write_atomic(epath.Path(folder) / CHECKSUMS, text.encode())
+        write(folder / CHECKSUMS, json.dumps({"algorithm": ALGORITHM, "files": table}, indent=0))
     return None
 
 
@@ -106,10 +103,10 @@ def damage(
     try:
         files = _files(folder)
         said = _expected_items(folder) if items is None else set(items)
-        if CHECKSUMS not in files or is_remote(folder):
-            if CHECKSUMS not in files and not is_remote(folder) and _says(folder).get("custom_metadata"):
-                return Damage(CHECKSUMS, "missing")
+        if is_remote(folder) or not (CHECKSUMS in files or _says(folder).get("custom_metadata")):
             return _lacking(folder, files, said) or (None if depth == "quick" else _unpacked(folder, files, said))
+        if CHECKSUMS not in files:
+            return Damage(CHECKSUMS, "missing")
         table = _checksums(folder)
         if gone := sorted(item for item in said if not any(name.startswith(f"{item}/") for name in table)):
             return Damage(gone[0], "missing")
@@ -132,11 +129,8 @@ class _UnreadableError(Exception):
 
 
 def _compare(folder: epath.Path, files: dict[str, int], table: dict, depth: Depth, share: tuple) -> Damage | None:
-    for name, (n_bytes, _) in sorted(table.items()):
-        if name not in files:
-            return Damage(name, "missing")
-        if files[name] != n_bytes:
-            return Damage(name, f"expected {n_bytes} bytes, got {files[name]}")
+    if found := _missing(files, ((name, n_bytes) for name, (n_bytes, _) in sorted(table.items()))):
+        return found
     small = lambda name: table[name][0] <= SMALL or name.rpartition("/")[2] in METADATA
     names = [name for name in sorted(table) if depth == "full" or small(name)]
     with ThreadPoolExecutor(READERS) as pool:
@@ -150,13 +144,21 @@ def _compare(folder: epath.Path, files: dict[str, int], table: dict, depth: Dept
 
 def _lacking(folder: epath.Path, files: dict[str, int], items: Collection[str]) -> Damage | None:
     """The first file that a restore of the items needs and that is not there, or not of its size."""
-    for item in sorted(items):
-        for name, n_bytes in _needed(folder, files, item):
-            if name not in files:
-                return Damage(name, "missing")
-            if n_bytes is not None and files[name] != n_bytes:
-                return Damage(name, f"expected {n_bytes} bytes, got {files[name]}")
+    return _missing(files, itertools.chain.from_iterable(_needed(folder, files, item) for item in sorted(items)))
+
+
+def _missing(files: dict[str, int], wanted: Iterable[tuple[str, int | None]]) -> Damage | None:
+    """The first of the wanted files that is not there, or not of its size where that is known."""
+    for name, n_bytes in wanted:
+        if name not in files:
+            return Damage(name, "missing")
+        if n_bytes is not None and files[name] != n_bytes:
+            return Damage(name, f"expected {n_bytes} bytes, got {files[name]}")
     return None
+
+
+def _items(files: Iterable[str]) -> set[str]:
+    return {name.partition("/")[0] for name in files if "/" in name}
 
 
 def _needed(folder: epath.Path, files: dict[str, int], item: str) -> Iterator[tuple[str, int | None]]:

@@ -34,6 +34,7 @@ from lm.files import Log
 from lm.workdir import Workdir
 
 WEIGHTS = ("ema", "params")  # items with weights: of those there are the first is evaluated
+EVERY = "*"  # for all items of a step
 SET_ASIDE = "damaged"  # what the name of a step folder gets that is not whole
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
         folder = self.workdir.checkpoints
         self.folder = folder if self.workdir.is_remote else epath.Path(os.path.abspath(folder))
         self._arrays = array_handler()
-        self._seen = dict[tuple[int, str], Damage | None]()  # items that were read through
+        self._whole = set[tuple[int, str]]()  # items of steps that nothing was found wrong with
         self._reread = list[Future]()
         # Else a step that has lost its checksums would be taken for one of an older version.
         self._sealed_by = None if self.workdir.is_remote else {"checksums": integrity.ALGORITHM}
@@ -191,15 +192,17 @@ class Checkpoints:
     def _damage(self, step: int, items: Collection[str] | None, depth: Depth = "full") -> Damage | None:
         """As `integrity.damage`, of what was not read through before. Processes read a part each, and all find what one
         of them does."""
-        if items is not None and all(self._seen.get((step, item), False) is None for item in items):
+        wanted = (EVERY,) if items is None else tuple(items)
+        if all((step, item) in self._whole for item in wanted):
             return None
         share = (jax.process_index(), jax.process_count()) if depth == "full" else (0, 1)
         folder = self.folder / str(step)
         found = distributed.together(lambda: integrity.damage(folder, items, depth, share))
         if distributed.any_process(found is not None):
             found = found or Damage("a file", "another process found it damaged")
-        if depth == "full":
-            self._seen |= {(step, item): found for item in (integrity.look(folder).items if items is None else items)}
+        if found is None and (depth == "full" or self.workdir.is_remote):  # of a store no look reads more
+            more = integrity.look(folder).items if items is None else ()
+            self._whole |= {(step, item) for item in (*wanted, *more)}
         return found
 
     def _damaged(self, step: int, found: Damage) -> str:

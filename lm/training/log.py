@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from lm.files import is_remote, write_atomic
+from lm.files import write_atomic
 from lm.training.uploads import Uploads
-from lm.workdir import Workdir
+from lm.workdir import Workdir, write
 
 
 class Log:
@@ -107,7 +106,7 @@ class _Records:
             if damaged:  # before they are dropped
                 aside = workdir.metrics.with_name("metrics.damaged.txt")
                 before = aside.read_bytes() if aside.exists() else b""
-                _write(aside, before + b"".join(damaged))
+                write(aside, before + b"".join(damaged))
                 log(f"{workdir.metrics}: {len(damaged)} line(s) that are no records are set aside in {aside.name}")
             write_atomic(Path(here.metrics), b"".join(kept))  # killed here, the old file stays
         self._file = open(here.metrics, "a", encoding="utf-8")
@@ -156,13 +155,6 @@ def _kept(content: bytes, step: int, again: tuple[str, int]) -> tuple[list[bytes
             if line is not lines[-1] or line.endswith(b"\n"):  # else the half line of a killed run
                 damaged.append(line)
     return kept, damaged
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    if is_remote(path):
-        path.write_bytes(content)
-    else:
-        write_atomic(Path(path), content)
 
 
 def duration(seconds: float) -> str:

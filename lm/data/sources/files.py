@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,20 @@ from lm.errors import UserError
 from lm.files import is_remote, open_atomic
 
 COPY_BYTES = 1 << 24  # a request of an object store costs some 50 ms
+
+
+class Layer(io.RawIOBase):
+    """What is read out of another file, which is closed with it; a subclass has `readinto`."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_line(f: IO[bytes], max_bytes: int) -> tuple[bytes, int]:

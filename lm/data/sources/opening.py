@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
+from lm.data.sources.files import Layer
 from lm.data.sources.kinds import HEAD_BYTES, SUFFIXES, Kind, encoding, is_text, not_text, packing
 from lm.data.sources.zstd import WINDOW_BYTES, WideWindow, Zstd
 from lm.system_errors import system_error
@@ -139,21 +140,15 @@ def _unpacked(file: Any, window_bytes: int) -> tuple[Any, tuple[str, ...]]:
     return file, packings
 
 
-class _Streams(io.RawIOBase):
+class _Streams(Layer):
     """Unpacks streams one after another, and zeros between and behind them, as tapes and xz pad. OSError for other
     bytes there: what they were would be missed by nobody. new: makes a decompressor of bz2 or lzma."""
 
     def __init__(self, file: IO[bytes], new: Callable[[bytes], Any]):
-        self._file, self._new = file, new
+        super().__init__(file)
+        self._new = new
         self._decoder: Any = None
         self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         piece = b""
@@ -238,21 +233,15 @@ _UNPACK: dict[str, Callable[[IO[bytes], int], Any]] = {
 }
 
 
-class _Decoded(io.RawIOBase):
+class _Decoded(Layer):
     """UTF-16 or UTF-32 as UTF-8. Halves of characters pass as bytes that are no UTF-8: what to do about them is not for
     this class to say. EOFError where the file ends within a character."""
 
     def __init__(self, file: IO[bytes], name: str):
-        self._file, self._name = file, name
+        super().__init__(file)
+        self._name = name
         self._decoder = codecs.getincrementaldecoder(name)("surrogatepass")
         self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:

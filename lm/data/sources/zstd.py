@@ -14,6 +14,7 @@ import struct
 from typing import IO, Any, NamedTuple, Protocol
 
 from lm.data.sources.arrow import pyarrow
+from lm.data.sources.files import Layer
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE = b"\x2a\x4d\x18"  # behind 0x50 to 0x5f
@@ -48,7 +49,7 @@ class Decoder(Protocol):
     def read(self, n: int) -> bytes: ...
 
 
-class Zstd(io.RawIOBase):
+class Zstd(Layer):
     """Unpacks the frames of a file. window_bytes: the most that may be remembered of the text.
 
     A frame with a larger window is read as long as it holds less than that, since it can then refer to no more: a pipe
@@ -57,18 +58,12 @@ class Zstd(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes], window_bytes: int = WINDOW_BYTES):
-        self._file, self._window_bytes = file, max(window_bytes, WINDOW_BYTES)
+        super().__init__(file)
+        self._window_bytes = max(window_bytes, WINDOW_BYTES)
         self._frame: Frame | None = None
         self._decoder: Decoder | None = None
         self._left: int | None = None  # bytes that the frame may still hold
         self._needs = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         while True:
